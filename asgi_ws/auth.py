@@ -1,0 +1,64 @@
+"""Who a session is."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from starlette.requests import HTTPConnection
+
+from asgi_ws.errors import Unauthorized
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """A user, as the application knows it.
+
+    Attributes:
+        user: The id; the session has the channel `user:<id>`.
+        expires_at: Seconds since 1970; the session is closed (4103) at its first heartbeat after that.
+        info: What others may see of the user; anything that JSON can carry.
+    """
+
+    user: str
+    expires_at: float | None = None
+    info: Any = None
+
+
+Authenticate = Callable[[HTTPConnection, str | None], Awaitable[Identity | None]]
+
+
+async def identify(connection: HTTPConnection, authenticate: Authenticate | None) -> Identity | None:
+    """Return who is connecting, `None` for anonymous.
+
+    The application's own function is asked; without one, Starlette's or Django's `scope["user"]`.
+
+    Raises:
+        Unauthorized: The application refuses.
+        TypeError: Its function returned something else than an `Identity`.
+    """
+    if authenticate is None:
+        return _authenticated_user(connection)
+    identity = await authenticate(connection, bearer_token(connection))
+    if identity is None or isinstance(identity, Identity):
+        return identity
+    raise TypeError(f"expected authenticate to return an Identity or None, got {type(identity).__name__}")
+
+
+def bearer_token(connection: HTTPConnection) -> str | None:
+    """Return the token of the Authorization header, `None` without one."""
+    scheme, _, token = connection.headers.get("authorization", "").partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+def _authenticated_user(connection: HTTPConnection) -> Identity | None:
+    user = connection.scope.get("user")
+    if user is None or not getattr(user, "is_authenticated", False):
+        return None
+    # Starlette's BaseUser has identity (which may raise) and display_name, Django's has pk.
+    for name in ("identity", "pk", "id", "display_name", "username"):
+        try:
+            value = getattr(user, name, None)
+        except NotImplementedError:
+            continue
+        if value not in {None, ""}:
+            return Identity(str(value))
+    raise Unauthorized(f"expected scope['user'] to have an identity, got {type(user).__name__} without one")

@@ -1,0 +1,253 @@
+"""Messages to what travels in a WebSocket message, and back; one object a subprotocol.
+
+Data is defined by its JSON form, made once at the publisher by `encode_data`; a codec wraps that text
+into an event without parsing it, or translates it once for everyone who speaks MessagePack.
+"""
+
+import base64
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import msgspec
+from msgspec import UNSET, Raw, Struct
+
+from asgi_ws.errors import TooLarge
+from asgi_ws.messages import MAX_REF, MAX_REF_BYTES, MAX_REQUESTS, REQUEST_TYPES, Event, Message, Request
+from asgi_ws.publication import Binary, Publication
+
+Payload = str | bytes
+_JSON_SPACE = " \t\r\n"
+
+
+class Invalid(NamedTuple):
+    """A request that is none: the `ref` to answer to, where one could be read, and why."""
+
+    ref: int | str | None
+    message: str
+
+
+class _Envelope(Struct):
+    """As much of a request as can be read when the whole cannot."""
+
+    type: Any = None
+    ref: Any = None
+
+
+class Codec:
+    """One subprotocol. Stateless: the two at the end of this module serve every session."""
+
+    subprotocol: ClassVar[str]
+    kind: ClassVar[Literal["text", "bytes"]]
+    _kind_name: ClassVar[str]
+
+    def encode(self, message: Message) -> Payload:
+        """Return a message as it travels."""
+        raise NotImplementedError
+
+    def event(self, publication: Publication) -> Payload:
+        """Return a publication as the event that its channel's sessions receive."""
+        raise NotImplementedError
+
+    @staticmethod
+    def size(payload: Payload) -> int:
+        """Return how many bytes a message has on its way."""
+        return len(payload) if isinstance(payload, bytes) or payload.isascii() else len(payload.encode())
+
+    def requests(self, payload: Payload) -> Iterator[Request | Invalid]:
+        """Read what a client sent: one request, or an array of up to 128; never raises."""
+        if isinstance(payload, str) is not (self.kind == "text"):
+            got = "text" if isinstance(payload, str) else "binary"
+            yield Invalid(None, f"expected {self._kind_name} messages ({self.subprotocol}), got a {got} one")
+        elif self._is_array(payload):
+            yield from self._array(payload)
+        else:
+            yield self._one(payload)
+
+    def _array(self, payload: Payload) -> Iterator[Request | Invalid]:
+        try:
+            items = self._decode(payload, list[Raw])
+        except _BAD as error:
+            yield Invalid(None, _reason(error))
+            return
+        if len(items) > MAX_REQUESTS:
+            yield Invalid(None, f"expected at most {MAX_REQUESTS} requests in an array, got {len(items)}")
+            return
+        for item in items:
+            yield self._one(item)
+
+    def _one(self, payload: Payload | Raw) -> Request | Invalid:
+        try:
+            request: Request = self._decode(payload, Request)
+        except _BAD as error:
+            return self._invalid(payload, error)
+        if isinstance(request.ref, str) and len(request.ref.encode()) > MAX_REF_BYTES:
+            return Invalid(
+                None, f"expected a ref of at most {MAX_REF_BYTES} bytes, got {len(request.ref.encode())}"
+            )
+        return request
+
+    def _invalid(self, payload: Payload | Raw, error: Exception) -> Invalid:
+        try:
+            envelope: _Envelope = self._decode(payload, _Envelope)
+        except _BAD:
+            return Invalid(None, _reason(error))
+        ref = envelope.ref if _is_ref(envelope.ref) else None
+        if envelope.type in REQUEST_TYPES:
+            return Invalid(ref, _reason(error))
+        return Invalid(
+            ref, f"expected type to be one of {', '.join(REQUEST_TYPES)}, got {brief(envelope.type)}"
+        )
+
+    def _is_array(self, payload: Payload) -> bool:
+        raise NotImplementedError
+
+    def _decode(self, payload: Payload | Raw, type_: Any) -> Any:
+        raise NotImplementedError
+
+
+class JsonCodec(Codec):
+    """`asgi-ws.v1.json`: one JSON object a text message."""
+
+    subprotocol = "asgi-ws.v1.json"
+    kind = "text"
+    _kind_name = "text"
+
+    def __init__(self) -> None:
+        self._encode = msgspec.json.Encoder().encode
+        self._decoders: dict[Any, Any] = {
+            t: msgspec.json.Decoder(t).decode for t in (Request, _Envelope, list[Raw])
+        }
+
+    def encode(self, message: Message) -> str:
+        return self._encode(message).decode()
+
+    def event(self, publication: Publication) -> str:
+        data = publication.data
+        value: Raw | str = base64.b64encode(data).decode() if publication.binary else Raw(data)
+        return self._encode(_event(publication, value)).decode()
+
+    def _is_array(self, payload: Payload) -> bool:
+        assert isinstance(payload, str)
+        return payload[:1] == "[" or (payload[:1] in _JSON_SPACE and payload.lstrip(_JSON_SPACE)[:1] == "[")
+
+    def _decode(self, payload: Payload | Raw, type_: Any) -> Any:
+        return self._decoders[type_](payload)
+
+
+class MsgpackCodec(Codec):
+    """`asgi-ws.v1.msgpack`: the same objects as binary messages."""
+
+    subprotocol = "asgi-ws.v1.msgpack"
+    kind = "bytes"
+    _kind_name = "binary"
+
+    def __init__(self) -> None:
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decoders: dict[Any, Any] = {
+            t: msgspec.msgpack.Decoder(t).decode for t in (Request, _Envelope, list[Raw])
+        }
+
+    def encode(self, message: Message) -> bytes:
+        return self._encode(message)
+
+    def event(self, publication: Publication) -> bytes:
+        data = publication.data
+        value = data if publication.binary else msgspec.json.decode(data)
+        try:
+            return self._encode(_event(publication, value))
+        except OverflowError:
+            return self._encode(_event(publication, _within_64_bits(value)))
+
+    def _is_array(self, payload: Payload) -> bool:
+        # https://github.com/msgpack/msgpack/blob/master/spec.md#array-format-family
+        assert isinstance(payload, bytes)
+        first = payload[0] if payload else 0
+        return 0x90 <= first <= 0x9F or first in {0xDC, 0xDD}
+
+    def _decode(self, payload: Payload | Raw, type_: Any) -> Any:
+        return self._decoders[type_](payload)
+
+
+def encode_data(data: Any, max_bytes: int) -> tuple[bytes, bool]:
+    """Return an event's data in the form that defines it, and whether that is raw bytes.
+
+    Args:
+        data: `Binary`, a Pydantic model, or anything that msgspec can encode.
+        max_bytes: `MAX_EVENT_BYTES`.
+
+    Raises:
+        TypeError: JSON cannot carry it.
+        TooLarge: It is over the limit.
+    """
+    encoded = data.value if isinstance(data, Binary) else _to_json(data)
+    if len(encoded) > max_bytes:
+        raise TooLarge(f"expected data of at most {max_bytes} bytes (MAX_EVENT_BYTES), got {len(encoded)}")
+    return encoded, isinstance(data, Binary)
+
+
+def brief(value: object) -> str:
+    """Return a value for an error text, short however long it is."""
+    text = repr(value[:80]) if isinstance(value, str | bytes) else type(value).__name__
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _to_json(data: Any) -> bytes:
+    try:
+        return _encoder.encode(data)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise TypeError(f"expected data that JSON can carry, got {type(data).__name__}: {error}") from error
+
+
+def _pydantic(value: Any) -> Any:
+    # Pydantic is not a dependency: its models are known by their method.
+    dump = getattr(type(value), "model_dump", None)
+    if dump is None:
+        raise TypeError(f"{type(value).__name__} is not supported")
+    return dump(value, mode="json")
+
+
+def _event(publication: Publication, data: Any) -> Event:
+    return Event(
+        channel=publication.channel or UNSET,
+        event=publication.event,
+        data=data,
+        offset=publication.offset or UNSET,
+        time=int(publication.time * 1000),
+        sender=UNSET if publication.sender is None else publication.sender,
+        id=UNSET if publication.key is None else publication.key,
+        binary=publication.binary or UNSET,
+    )
+
+
+def _within_64_bits(value: Any) -> Any:
+    """MessagePack's integers end at 64 bits; a larger one becomes the float that JavaScript would read."""
+    match value:
+        case dict():
+            return {key: _within_64_bits(item) for key, item in value.items()}
+        case list():
+            return [_within_64_bits(item) for item in value]
+        case int() if not -(2**63) <= value < 2**64:
+            return float(value)
+    return value
+
+
+def _is_ref(value: object) -> bool:
+    if isinstance(value, str):
+        return len(value.encode()) <= MAX_REF_BYTES
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_REF
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "expected a request, got one nested too deeply"
+    if isinstance(error, msgspec.ValidationError):
+        return f"expected a valid request, got: {error}"
+    return f"expected a request, got something else: {error}"
+
+
+_BAD = (msgspec.MsgspecError, RecursionError, ValueError)
+_encoder = msgspec.json.Encoder(enc_hook=_pydantic)
+
+JSON = JsonCodec()
+MSGPACK = MsgpackCodec()
+CODECS = {codec.subprotocol: codec for codec in (JSON, MSGPACK)}

@@ -1,0 +1,313 @@
+"""The object a developer holds: declare on it, publish with it, mount it."""
+
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+from starlette.requests import HTTPConnection
+from starlette.types import Receive, Scope, Send
+
+from asgi_ws import lifespan
+from asgi_ws.auth import Authenticate
+from asgi_ws.broadcasters import Broadcaster, from_url
+from asgi_ws.channels import Channel
+from asgi_ws.codecs import brief, encode_data
+from asgi_ws.errors import BadRequest, NotRunning, Undeclared
+from asgi_ws.lifecycle import Lifecycle
+from asgi_ws.patterns import check_channel
+from asgi_ws.publication import Position, Publication, Retention
+from asgi_ws.router import BROADCAST, USER_PREFIX, Router, own_channels
+from asgi_ws.routes import Routes
+from asgi_ws.run import Run
+from asgi_ws.settings import Settings
+from asgi_ws.threads import Backlog, wait_for
+
+DEFAULT_NAMESPACE = "asgi_ws"
+MAX_KEY_BYTES = 128
+
+
+class Hub(Router):
+    """The realtime layer of one application: an ASGI app, and an async context manager.
+
+    Args:
+        broadcaster: A URL or a `Broadcaster`; `None`: `ASGI_WS_BROADCASTER`.
+        settings: Any setting in lower case; it wins over `ASGI_WS_*`.
+
+    Raises:
+        SettingsError: A setting cannot be; the message names it.
+    """
+
+    def __init__(self, *, broadcaster: str | Broadcaster | None = None, **settings: Any) -> None:
+        super().__init__()
+        if isinstance(broadcaster, str):
+            settings["broadcaster"] = broadcaster
+        self.settings = Settings.load(os.environ, **settings)
+        self.authenticator: Authenticate | None = None
+        self._broadcaster = broadcaster if isinstance(broadcaster, Broadcaster) else from_url(self.settings)
+        self._failed_before_start = 0
+        self._backlog = Backlog(self._count_failed)
+        self._lifecycle = Lifecycle(repr(self), self._make_run, self._started, self._backlog.close)
+        for channel in own_channels():
+            self._declare(channel)
+        self._routes = Routes(self)
+        self.from_thread = FromThread(self)
+
+    def __repr__(self) -> str:
+        return f"<Hub {self.settings.namespace!r}>"
+
+    # Living in an application.
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the hub's routes, as an ASGI app that is mounted anywhere."""
+        self.put_into(scope)
+        if scope["type"] == "lifespan":
+            await lifespan.serve(self, receive, send)
+        else:
+            await self._routes(scope, receive, send)
+
+    async def __aenter__(self) -> Self:
+        """Start, unless it has started; the last to leave stops it."""
+        await self._lifecycle.enter()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Leave."""
+        await self._lifecycle.leave()
+
+    @asynccontextmanager
+    async def lifespan(self, _app: Any) -> AsyncIterator[dict[str, Any]]:
+        """The `lifespan=` of a Starlette or FastAPI app; `request.state.hub` is this hub.
+
+        In a lifespan of your own: `async with hub: yield {"hub": hub}`.
+        """
+        async with self:
+            yield {"hub": self} if self.is_default else {}
+
+    @property
+    def is_default(self) -> bool:
+        """Whether it is the one that `get_hub` finds: two hubs in a process differ in their namespace."""
+        return self.settings.namespace == DEFAULT_NAMESPACE
+
+    def put_into(self, scope: Scope) -> None:
+        """Let a request find this hub in its state."""
+        if self.is_default:
+            scope.setdefault("state", {})["hub"] = self
+
+    async def current(self) -> Run:
+        """Return the run in hand, started if need be; for the routes."""
+        return await self._lifecycle.current()
+
+    # Publishing. Everything that can be refused is refused before anything is sent.
+
+    async def publish(
+        self, channel: str, event: str, data: Any, *, key: str | None = None, exclude: str | None = None
+    ) -> Position | None:
+        """Publish an event to a channel's sessions, on every node.
+
+        Args:
+            channel: A declared channel's name, 1–255 bytes of UTF-8.
+            event: 1–64 of `A–Z a–z 0–9 _ . : -`.
+            data: Anything that msgspec can encode as JSON, a Pydantic model, or `Binary`.
+            key: At most 128 bytes; a second publish with it within 5 minutes sends nothing and returns
+                the first position.
+            exclude: The id of a session that is not to have it.
+
+        Returns:
+            Its position; `None` where the hub is disabled or the channel has no history.
+
+        Raises:
+            BadRequest: A name is none.
+            Undeclared: No channel declares the name, or the channel lacks the event.
+            TypeError: JSON cannot carry the data, or it is not of the event's declared type.
+            TooLarge: The data is over `MAX_EVENT_BYTES`.
+            Unavailable: The broker is away.
+            NotRunning: The hub was stopped.
+            WrongLoop: The hub runs in another event loop.
+        """
+        if not self.settings.enabled:
+            return None
+        publication, retention = self._publication(channel, event, data, key, exclude)
+        run = await self._lifecycle.current()
+        return await run.node.publish(publication, retention)
+
+    async def broadcast(
+        self, event: str, data: Any, *, key: str | None = None, exclude: str | None = None
+    ) -> Position | None:
+        """Publish to every `/stream` session, on every node; see `publish`."""
+        return await self.publish(BROADCAST, event, data, key=key, exclude=exclude)
+
+    async def publish_to_user(
+        self, user: str, event: str, data: Any, *, key: str | None = None, exclude: str | None = None
+    ) -> Position | None:
+        """Publish to every `/stream` session of a user, on every node; see `publish`."""
+        return await self.publish(USER_PREFIX + user, event, data, key=key, exclude=exclude)
+
+    def publish_nowait(
+        self, channel: str, event: str, data: Any, *, key: str | None = None, exclude: str | None = None
+    ) -> None:
+        """Publish from any thread, the loop's own included, before the start too; never blocks.
+
+        What cannot be sent raises now, as `publish` does; what fails later is counted in
+        `publish_failed` and logged once per episode. At most 10,000 wait.
+        """
+        if self.settings.enabled:
+            self._put(*self._publication(channel, event, data, key, exclude))
+
+    def broadcast_nowait(
+        self, event: str, data: Any, *, key: str | None = None, exclude: str | None = None
+    ) -> None:
+        """Publish to every `/stream` session from any thread; see `publish_nowait`."""
+        self.publish_nowait(BROADCAST, event, data, key=key, exclude=exclude)
+
+    def publish_to_user_nowait(
+        self, user: str, event: str, data: Any, *, key: str | None = None, exclude: str | None = None
+    ) -> None:
+        """Publish to every `/stream` session of a user from any thread; see `publish_nowait`."""
+        self.publish_nowait(USER_PREFIX + user, event, data, key=key, exclude=exclude)
+
+    # Hooks.
+
+    def authenticate(self, function: Authenticate) -> Authenticate:
+        """Decorate the function that says who a `/stream` session is.
+
+        It has the connection and the bearer token, and returns an `Identity`, or `None` for anonymous;
+        raising `Unauthorized` refuses the connection (4001).
+        """
+        self.authenticator = function
+        return function
+
+    # Telling.
+
+    async def status(self) -> dict[str, Any]:
+        """Return what `GET /status` answers."""
+        return (await self._lifecycle.current()).status()
+
+    async def health(self) -> dict[str, Any]:
+        """Ask the broadcaster and return what `GET /health` answers."""
+        return await (await self._lifecycle.current()).health()
+
+    def stats(self) -> dict[str, Any]:
+        """Return this node's numbers since its start, as `GET /stats` answers them.
+
+        Raises:
+            NotRunning: There is no start to count from.
+        """
+        if self._lifecycle.run is None:
+            raise NotRunning(f"expected {self!r} to be running, got stats before its start")
+        return self._lifecycle.run.stats()
+
+    # Inside.
+
+    def _publication(
+        self, channel: str, event: str, data: Any, key: str | None, exclude: str | None
+    ) -> tuple[Publication, Retention]:
+        found = self.find(check_channel(channel))
+        if found is None:
+            raise Undeclared(self._undeclared(channel))
+        declared, _ = found
+        declared.check_event(event, data)
+        if key is not None and not 1 <= len(key.encode()) <= MAX_KEY_BYTES:
+            raise BadRequest(f"expected a key of 1 to {MAX_KEY_BYTES} bytes, got {brief(key)}")
+        encoded, binary = encode_data(data, self.settings.max_event_bytes)
+        publication = Publication(
+            channel=channel,
+            event=event,
+            data=encoded,
+            time=time.time(),
+            key=key,
+            exclude=exclude,
+            binary=binary,
+        )
+        return publication, declared.retention
+
+    def _undeclared(self, channel: str) -> str:
+        nearest = self.channels.nearest(channel)
+        hint = "" if nearest is None else f"; did you mean {nearest!r}?"
+        return (
+            f"expected a declared channel, got {channel!r}{hint} "
+            f"To declare it: hub.channel({channel!r}, public=True)"
+        )
+
+    def _declare(self, channel: Channel) -> None:
+        super()._declare(channel)
+        channel.settle(self, self.settings)
+
+    def _make_run(self) -> Run:
+        for entry in self.channels:
+            entry.value.check_start()
+        return Run(self.settings, self, self._broadcaster)
+
+    def _started(self) -> None:
+        run = self._lifecycle.run
+        assert run is not None
+        assert self._lifecycle.loop is not None
+        run.metrics.publish_failed += self._failed_before_start
+        self._failed_before_start = 0
+        self._backlog.open(self._lifecycle.loop)
+
+    def _put(self, publication: Publication, retention: Retention) -> None:
+        async def publish() -> None:
+            run = await self._lifecycle.current()
+            await run.node.publish(publication, retention)
+
+        self._backlog.put(publish)
+
+    def _count_failed(self) -> None:
+        if self._lifecycle.run is None:
+            self._failed_before_start += 1
+        else:
+            self._lifecycle.run.metrics.publish_failed += 1
+
+
+class FromThread:
+    """The publishing verbs for a worker thread: each waits for its result, 10 s at most."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    def publish(
+        self, channel: str, event: str, data: Any, *, key: str | None = None, exclude: str | None = None
+    ) -> Position | None:
+        """See `Hub.publish`.
+
+        Raises:
+            WrongLoop: This is an event loop's own thread.
+            NotRunning: The hub has not started, and this thread works for no loop.
+            Timeout: There was no result in time.
+        """
+        return self._wait(lambda: self._hub.publish(channel, event, data, key=key, exclude=exclude))
+
+    def broadcast(
+        self, event: str, data: Any, *, key: str | None = None, exclude: str | None = None
+    ) -> Position | None:
+        """See `Hub.broadcast`."""
+        return self.publish(BROADCAST, event, data, key=key, exclude=exclude)
+
+    def publish_to_user(
+        self, user: str, event: str, data: Any, *, key: str | None = None, exclude: str | None = None
+    ) -> Position | None:
+        """See `Hub.publish_to_user`."""
+        return self.publish(USER_PREFIX + user, event, data, key=key, exclude=exclude)
+
+    def _wait(self, make: Callable[[], Any]) -> Position | None:
+        lifecycle = self._hub._lifecycle
+        position: Position | None = wait_for(make, None if lifecycle.run is None else lifecycle.loop)
+        return position
+
+
+async def get_hub(connection: HTTPConnection) -> Hub:
+    """Find the hub of the app that a request came to, as in `Annotated[Hub, Depends(get_hub)]`.
+
+    Raises:
+        NotRunning: The app's state has none.
+    """
+    hub = getattr(connection.state, "hub", None)
+    if isinstance(hub, Hub):
+        return hub
+    raise NotRunning(
+        "expected a hub in this app's state, got none: use FastAPI(lifespan=hub.lifespan), "
+        'app.add_middleware(HubMiddleware, hub=hub), or yield {"hub": hub} from your own lifespan; a hub '
+        "that is only mounted is in the state of its own routes alone: import it"
+    )

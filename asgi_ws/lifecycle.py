@@ -1,0 +1,132 @@
+"""Starting and stopping, and in which event loop.
+
+Whoever enters (a lifespan, a middleware, `async with`) holds the hub up; the last to leave stops it. Where
+nobody entered, the first use starts it. A hub whose loop was closed under it begins anew in the next one.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from asgi_ws.errors import NotRunning, WrongLoop
+from asgi_ws.run import Run
+
+logger = logging.getLogger("asgi_ws")
+
+
+class Lifecycle:
+    """Makes a run at each start and ends it at the stop.
+
+    Args:
+        name: What the hub is called in logs and errors.
+        make: Returns a new run, not yet started.
+        started: Is called as soon as a run has started, in its loop.
+        stopping: Is awaited before a run is stopped, while it still publishes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[], Run],
+        started: Callable[[], None],
+        stopping: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._name = name
+        self._make = make
+        self._started = started
+        self._stopping = stopping
+        self._holders = 0
+        self._start: asyncio.Task[Run] | None = None
+        self._stopped = False
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.run: Run | None = None
+
+    async def enter(self) -> None:
+        """Hold the hub up, starting it if it is not.
+
+        Raises:
+            WrongLoop: It runs in another loop, which is still open.
+            SettingsError: It cannot start as it is configured.
+        """
+        self._claim_loop()
+        self._stopped = False
+        if self._start is not None and self._start.done() and self.run is None:
+            self._start = None  # an earlier start failed
+        self._holders += 1
+        try:
+            await self._begin()
+        except BaseException:
+            self._holders -= 1
+            raise
+
+    async def leave(self) -> None:
+        """Let go; the last one stops the hub. Without an `enter` before it, nothing happens."""
+        if self._holders == 1 and self.run is not None:
+            await self._stopping()
+        self._holders = max(0, self._holders - 1)
+        if self._holders or self.run is None:
+            return
+        self._stopped = True
+        run, self.run, self._start = self.run, None, None
+        await run.stop()
+
+    async def current(self) -> Run:
+        """Return the run in hand; where nobody has entered, start.
+
+        Raises:
+            NotRunning: The hub was stopped.
+            WrongLoop: It runs in another loop, which is still open.
+            SettingsError: It cannot start as it is configured.
+        """
+        if self.run is not None and self.loop is asyncio.get_running_loop():
+            return self.run
+        self._claim_loop()
+        if self._stopped:
+            raise NotRunning(
+                f"expected {self._name} to be running, got a publish or a request after its stop"
+            )
+        return await self._begin()
+
+    def _claim_loop(self) -> None:
+        loop = _running_loop()
+        if loop is self.loop:
+            return
+        if self.loop is not None and not self.loop.is_closed() and self._start is not None:
+            raise WrongLoop(
+                f"expected {self._name} to be used from the event loop that it runs in, got another one; in "
+                "tests enter the client first (with TestClient(app) as client:), from a thread use "
+                "hub.from_thread, from anywhere hub.publish_nowait"
+            )
+        if self.loop is not None and self.loop.is_closed():
+            self._forget()
+        self.loop = loop
+
+    def _forget(self) -> None:
+        # The loop was closed under it: what ran in it is no more.
+        self.run = self._start = None
+        self._holders = 0
+        self._stopped = False
+
+    async def _begin(self) -> Run:
+        if self._start is None:
+            if not self._holders:
+                logger.info("%s starts on its first use: no lifespan has started it", self._name)
+            self._start = asyncio.get_running_loop().create_task(self._make_and_start())
+        # One start for all who wait; it goes on if the first of them gives up.
+        return await asyncio.shield(self._start)
+
+    async def _make_and_start(self) -> Run:
+        run = self._make()
+        await run.start()
+        self.run = run
+        self._started()
+        return run
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError as error:
+        raise WrongLoop(
+            "expected asyncio or uvloop to run this, got another library's loop (trio?)"
+        ) from error

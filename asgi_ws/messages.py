@@ -1,0 +1,140 @@
+"""The messages of protocol version 1, as types.
+
+`msgspec` checks what clients send against the first group and writes the second. A field that is
+`UNSET` is absent on the wire; one that is `None` is `null`.
+"""
+
+from typing import Annotated, Any
+
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
+
+PROTOCOL = 1
+MAX_REQUESTS = 128
+
+# JavaScript's integers end at 2⁵³; the bytes of a text are counted in `codecs`, as Meta counts characters.
+MAX_REF = 2**53 - 1
+MAX_REF_BYTES = 64
+Ref = Annotated[int, Meta(ge=-MAX_REF, le=MAX_REF)] | Annotated[str, Meta(max_length=MAX_REF_BYTES)]
+Offset = Annotated[int, Meta(ge=0, le=MAX_REF)]
+Epoch = Annotated[str, Meta(max_length=64)]
+
+
+# What clients send.
+
+
+class Subscribe(Struct, tag="subscribe", tag_field="type"):
+    """Join a channel; with `epoch` and `offset` resume it, with `"offset":0` alone have all that is kept."""
+
+    channel: str
+    ref: Ref | None = None
+    epoch: Epoch | None = None
+    offset: Offset | None = None
+
+
+class Unsubscribe(Struct, tag="unsubscribe", tag_field="type"):
+    """Leave a channel."""
+
+    channel: str
+    ref: Ref | None = None
+
+
+class Ping(Struct, tag="ping", tag_field="type"):
+    """Are you there? From either side."""
+
+    ref: Ref | UnsetType = UNSET
+
+
+class Pong(Struct, tag="pong", tag_field="type"):
+    """I am. From either side."""
+
+    ref: Ref | UnsetType = UNSET
+
+
+Request = Subscribe | Unsubscribe | Ping | Pong
+REQUEST_TYPES = ("subscribe", "unsubscribe", "ping", "pong")
+
+
+# What the server sends.
+
+
+class Welcome(Struct, tag="welcome", tag_field="type"):
+    """The first message, always. `heartbeat` is in seconds, `time` in milliseconds since 1970."""
+
+    session: str
+    protocol: int
+    features: list[str]
+    heartbeat: float
+    user: str | None
+    time: int
+    pong: bool | UnsetType = UNSET
+
+
+class Subscribed(Struct, tag="subscribed", tag_field="type"):
+    """A channel is joined; its events follow. The position is the one after which they follow."""
+
+    channel: str
+    ref: Ref | UnsetType = UNSET
+    epoch: str | UnsetType = UNSET
+    offset: int | UnsetType = UNSET
+    recovered: bool | UnsetType = UNSET
+
+
+class Unsubscribed(Struct, tag="unsubscribed", tag_field="type"):
+    """A channel is left, or the server ended it; no event of it follows."""
+
+    channel: str
+    code: str
+    ref: Ref | UnsetType = UNSET
+    message: str | UnsetType = UNSET
+    resubscribe: bool = False
+
+
+class Event(Struct, tag="event", tag_field="type"):
+    """One publication, or with no channel what the application sent to this session alone."""
+
+    event: str
+    data: Raw | Any
+    time: int
+    channel: str | UnsetType = UNSET
+    offset: int | UnsetType = UNSET
+    sender: str | UnsetType = field(default=UNSET, name="from")
+    id: str | UnsetType = UNSET
+    binary: bool | UnsetType = UNSET
+
+
+class Moved(Struct, tag="position", tag_field="type"):
+    """An event that this session is not to have went by."""
+
+    channel: str
+    offset: int
+
+
+class Gap(Struct, tag="gap", tag_field="type"):
+    """Something between the last position and this one is lost for this session."""
+
+    channel: str
+    epoch: str | UnsetType = UNSET
+    offset: int | UnsetType = UNSET
+    dropped: int | UnsetType = UNSET
+
+
+class Error(Struct, tag="error", tag_field="type"):
+    """A request failed; the connection stays."""
+
+    code: str
+    message: str
+    ref: Ref | UnsetType = UNSET
+    channel: str | UnsetType = UNSET
+    retry_after: float | UnsetType = UNSET
+
+
+class Disconnect(Struct, tag="disconnect", tag_field="type"):
+    """The connection is about to be closed; reconnect after a random time within `delay` seconds."""
+
+    code: int
+    reason: str
+    reconnect: bool
+    delay: tuple[float, float] | UnsetType = UNSET
+
+
+Message = Welcome | Subscribed | Unsubscribed | Event | Moved | Gap | Error | Disconnect | Ping | Pong

@@ -1,0 +1,164 @@
+"""One process that runs a hub: the fan-out here, the broadcaster between nodes, and what joins them."""
+
+import asyncio
+import logging
+import secrets
+from typing import NamedTuple
+
+from asgi_ws.broadcasters import Broadcaster
+from asgi_ws.errors import Unavailable
+from asgi_ws.fanout import Fanout, Subscription, Topic
+from asgi_ws.metrics import Metrics
+from asgi_ws.outbox import Pace
+from asgi_ws.publication import Position, Publication, Retention
+
+logger = logging.getLogger("asgi_ws")
+
+# How many publications a resume may bring, as in Centrifugo; what is older is `recovered:false`.
+RECOVERY_LIMIT = 300
+
+
+class Resume(NamedTuple):
+    """Where a client left off; without an epoch it asks for everything that is kept."""
+
+    epoch: str | None
+    offset: int
+
+
+class Join(NamedTuple):
+    """What a subscription begins with: the position after which its events follow, and those missed.
+
+    `recovered` is `None` where nothing was resumed.
+    """
+
+    position: Position | None
+    missed: list[Publication]
+    recovered: bool | None
+
+
+class Node:
+    """Receives what the broadcaster carries, and subscribes where somebody here listens."""
+
+    def __init__(self, broadcaster: Broadcaster, metrics: Metrics) -> None:
+        self.id = secrets.token_hex(6)
+        self.broadcaster = broadcaster
+        self.metrics = metrics
+        self.fanout = Fanout(metrics)
+        self.pace = Pace()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"<Node {self.id} {self.broadcaster!r} {self.fanout!r}>"
+
+    async def publish(self, publication: Publication, retention: Retention) -> Position | None:
+        """Give a publication to the broadcaster; a full turn is flushed, and gives way to the writers."""
+        self.metrics.events_emitted += 1
+        try:
+            position = await self.broadcaster.publish(publication, retention)
+        except Exception:
+            self.metrics.publish_failed += 1
+            raise
+        self.metrics.broadcaster_published += 1
+        if self.fanout.full:
+            self.fanout.flush()
+            await self.pace.keep()
+        return position
+
+    def deliver(self, publication: Publication) -> None:
+        self.metrics.broadcaster_received += 1
+        self.fanout.deliver(publication)
+
+    def missed(self, channel: str, position: Position | None) -> None:
+        self.metrics.broadcaster_gaps += 1
+        topic = self.fanout.topics.get(channel)
+        if topic is not None:
+            topic.gap(position)
+
+    async def join(self, subscription: Subscription, retention: Retention, resume: Resume | None) -> Join:
+        """Have a channel delivered here, and find out where the subscription begins.
+
+        From the call on, nothing that is published is missed: it is held back until `admit`.
+
+        Raises:
+            Unavailable: The broker is away, or more was published meanwhile than can be held back.
+        """
+        channel = subscription.channel
+        topic = self.fanout.topic(channel)
+        topic.joining.add(subscription)
+        if not self.broadcaster.embedded:
+            await self._subscribe(topic)
+        join = await self._start(channel, retention, resume)
+        if subscription.overrun:
+            raise Unavailable(f"expected at most {subscription.limit} events while subscribing; try again")
+        return join
+
+    def admit(self, subscription: Subscription, join: Join) -> None:
+        """Finish a join: the subscription is live, beginning with what it missed."""
+        after = 0 if join.position is None else join.position.offset
+        if join.missed:
+            after = max(after, join.missed[-1].offset)
+        self.fanout.topic(subscription.channel).admit(subscription, after, join.missed)
+
+    def leave(self, subscription: Subscription) -> None:
+        """Take a subscription out, live or not; its channel is let go of with the last one. Idempotent."""
+        topic = self.fanout.topics.get(subscription.channel)
+        if topic is None:
+            return
+        topic.remove(subscription)
+        if not topic.empty:
+            return
+        if self.broadcaster.embedded:
+            self.fanout.forget(topic)
+        else:
+            task = asyncio.get_running_loop().create_task(self._unsubscribe(topic))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def settle(self) -> None:
+        """Wait until every channel that nobody listens to any more is let go of."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # A lock per channel: a last unsubscribe on its way must not silence a first subscribe behind it.
+
+    async def _subscribe(self, topic: Topic) -> None:
+        if topic.ready:
+            return
+        async with topic.lock:
+            if not topic.ready:
+                await self.broadcaster.subscribe(topic.channel)
+                topic.ready = True
+
+    async def _unsubscribe(self, topic: Topic) -> None:
+        async with topic.lock:
+            if topic.empty and topic.ready:
+                topic.ready = False
+                await self._let_go(topic.channel)
+            if topic.empty and self.fanout.topics.get(topic.channel) is topic:
+                self.fanout.forget(topic)
+
+    async def _let_go(self, channel: str) -> None:
+        try:
+            await self.broadcaster.unsubscribe(channel)
+        except Exception:
+            # What still comes finds no subscriber; the broadcaster's own supervision tells of the broker.
+            logger.warning("unsubscribing %r failed", channel, exc_info=True)
+
+    async def _start(self, channel: str, retention: Retention, resume: Resume | None) -> Join:
+        if not retention.size or "history" not in self.broadcaster.features:
+            return Join(None, [], None if resume is None or not resume.epoch else False)
+        if resume is None:
+            return Join(await self.broadcaster.position(channel), [], None)
+        if resume.epoch is None:
+            return await self._everything(channel, retention)
+        after = Position(resume.epoch, resume.offset)
+        found = await self.broadcaster.history(channel, after, retention, RECOVERY_LIMIT + 1)
+        if not found.complete or len(found.publications) > RECOVERY_LIMIT:
+            return Join(await self.broadcaster.position(channel), [], recovered=False)
+        return Join(after, list(found.publications), recovered=True)
+
+    async def _everything(self, channel: str, retention: Retention) -> Join:
+        found = await self.broadcaster.history(channel, None, retention, retention.size)
+        if not found.publications:
+            return Join(found.position, [], None)
+        first = found.publications[0]
+        return Join(Position(first.epoch, first.previous), list(found.publications), None)

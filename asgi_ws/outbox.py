@@ -1,0 +1,139 @@
+"""What waits to be written to a session, bounded in messages and in bytes."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from asgi_ws.codecs import Payload
+
+# A quarter is kept for replies and control, so that a session full of events can still be told so.
+_RESERVED = 4
+
+
+class Batch(NamedTuple):
+    """Messages in one codec, made once and shared by every session that receives them.
+
+    `size` is in bytes; `events` says how many of the messages are a channel's events.
+    """
+
+    payloads: Sequence[Payload]
+    size: int
+    events: int = 0
+
+
+class Outbox:
+    """A session's bounded queue of batches. It holds references, never copies.
+
+    Args:
+        max_messages, max_bytes: The bounds; events have three quarters of each.
+    """
+
+    __slots__ = ("_batches", "_max_bytes", "_max_messages", "_messages", "_size")
+
+    def __init__(self, max_messages: int, max_bytes: int) -> None:
+        self._batches: deque[Batch] = deque()
+        self._messages = 0
+        self._size = 0
+        self._max_messages = max_messages
+        self._max_bytes = max_bytes
+
+    def __bool__(self) -> bool:
+        return bool(self._batches)
+
+    def __repr__(self) -> str:
+        return f"<Outbox {self._messages} messages, {self._size} bytes>"
+
+    def put(self, batch: Batch, *, force: bool = False) -> bool:
+        """Take a batch, or return that the client is too slow for it: `False`.
+
+        An empty outbox takes any batch: what is published in one turn must not depend on the bounds.
+        """
+        if self._batches and not force and not self._fits(batch):
+            return False
+        self._batches.append(batch)
+        self._messages += len(batch.payloads)
+        self._size += batch.size
+        return True
+
+    def first(self) -> Batch | None:
+        """Return the batch to write next. It stays, and counts, until it is `done`."""
+        return self._batches[0] if self._batches else None
+
+    def done(self, batch: Batch) -> bool:
+        """Drop the first batch, or return that `clear` has dropped it already: `False`."""
+        if not self._batches or self._batches[0] is not batch:
+            return False
+        self._batches.popleft()
+        self._messages -= len(batch.payloads)
+        self._size -= batch.size
+        return True
+
+    def clear(self) -> int:
+        """Drop everything and return how many events that were."""
+        dropped = sum(batch.events for batch in self._batches)
+        self._batches.clear()
+        self._messages = self._size = 0
+        return dropped
+
+    def _fits(self, batch: Batch) -> bool:
+        messages = self._messages + len(batch.payloads)
+        size = self._size + batch.size
+        if batch.events:
+            messages += self._max_messages // _RESERVED
+            size += self._max_bytes // _RESERVED
+        return messages <= self._max_messages and size <= self._max_bytes
+
+
+class Writer(Protocol):
+    """Who empties an outbox: a session."""
+
+    progress: float
+    """When it last finished a write, on the monotonic clock."""
+
+
+class Pace:
+    """Keeps a publisher in step with the sessions that keep up, and never with those that do not.
+
+    A publisher that awaits nothing else would fill every outbox before one writer had its turn. So after
+    a full turn it waits until the outboxes are empty, for at most `patience` seconds; whoever is not done
+    by then is lagging, and no publisher waits for it until it has caught up.
+    """
+
+    patience = 0.02
+
+    def __init__(self) -> None:
+        self._behind: set[Writer] = set()
+        self._lagging: set[Writer] = set()
+        self._quiet = asyncio.Event()
+
+    def behind(self, writer: Writer) -> None:
+        """Note that a writer has something to write."""
+        if writer not in self._lagging:
+            self._behind.add(writer)
+
+    def caught_up(self, writer: Writer) -> None:
+        """Note that a writer has written all it had, or never will."""
+        self._behind.discard(writer)
+        self._lagging.discard(writer)
+        if not self._behind:
+            self._quiet.set()
+
+    async def keep(self) -> None:
+        """Give way to the writers, once at least."""
+        await asyncio.sleep(0)
+        if not self._behind:
+            return
+        self._quiet.clear()
+        try:
+            async with asyncio.timeout(self.patience):
+                await self._quiet.wait()
+        except TimeoutError:
+            self._lagging |= self._behind
+            self._behind.clear()
+
+    def stuck(self, seconds: float) -> list[Writer]:
+        """Return who has something to write and has not finished a write for `seconds`."""
+        since = time.monotonic() - seconds
+        return [writer for writer in (*self._behind, *self._lagging) if writer.progress < since]

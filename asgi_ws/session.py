@@ -1,0 +1,264 @@
+"""One connected client, whatever the transport.
+
+Its life is the table `MOVES`: what is not in it does not happen. The transport reads and writes; the
+session says what, and never waits for either.
+"""
+
+import logging
+import time
+from enum import Enum, auto
+from typing import Any, Protocol
+
+from msgspec import UNSET
+
+from asgi_ws import endings
+from asgi_ws.auth import Identity
+from asgi_ws.codecs import Codec, Payload, encode_data
+from asgi_ws.endings import Ending
+from asgi_ws.fanout import Subscription
+from asgi_ws.messages import PROTOCOL, Disconnect, Message, Ping, Welcome
+from asgi_ws.metrics import Metrics
+from asgi_ws.outbox import Batch, Outbox, Pace
+from asgi_ws.patterns import check_event
+from asgi_ws.publication import Publication
+from asgi_ws.settings import Settings
+
+logger = logging.getLogger("asgi_ws")
+
+
+class State(Enum):
+    """Where a session is in its life."""
+
+    CONNECTING = auto()  # the handshake is done, nothing is sent yet
+    OPEN = auto()
+    CLOSING = auto()  # the last message and the close frame are on their way
+    CLOSED = auto()
+
+
+class Move(Enum):
+    """What happens to a session."""
+
+    WELCOME = auto()  # the first message
+    END = auto()  # the server ends it
+    GONE = auto()  # the connection is no more
+
+
+MOVES = {
+    (State.CONNECTING, Move.WELCOME): State.OPEN,
+    (State.CONNECTING, Move.END): State.CLOSING,
+    (State.CONNECTING, Move.GONE): State.CLOSED,
+    (State.OPEN, Move.END): State.CLOSING,
+    (State.OPEN, Move.GONE): State.CLOSED,
+    (State.CLOSING, Move.GONE): State.CLOSED,
+}
+
+
+class Link(Protocol):
+    """The transport's end of a session."""
+
+    def wake(self) -> None:
+        """Write what the session has `next`; called whenever there may be something."""
+
+    def abort(self) -> None:
+        """Drop the connection without waiting for anything."""
+
+
+class Session:
+    """A connected client, as the application sees it.
+
+    Attributes:
+        id: Unguessable, new with every connection.
+        identity: Who it is, `None` for anonymous; `user` is its id.
+        kind: `"stream"`.
+        transport: `"websocket"`.
+        connected_at: Seconds since 1970.
+        state: The application's own; nothing of it is ever sent.
+        app: The ASGI app that serves it (`scope["app"]`), `None` if it does not say.
+    """
+
+    __slots__ = (
+        "_metrics", "_outbox", "_pace", "_settings", "app", "codec", "connected_at", "ending", "heard", "id",
+        "identity", "kind", "link", "phase", "pongs", "progress", "state", "subscriptions", "transport",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        id: str,
+        transport: str,
+        codec: Codec,
+        identity: Identity | None,
+        app: Any,
+        settings: Settings,
+        pace: Pace,
+        metrics: Metrics,
+    ) -> None:
+        self.id = id
+        self.kind = "stream"
+        self.transport = transport
+        self.codec = codec
+        self.identity = identity
+        self.app = app
+        self.connected_at = time.time()
+        self.state: dict[str, Any] = {}
+        self.phase = State.CONNECTING
+        self.subscriptions: dict[str, Subscription] = {}
+        self.ending: Ending | None = None
+        self.progress = self.heard = time.monotonic()
+        self.pongs = False
+        self._settings = settings
+        self._outbox = Outbox(settings.outbox_messages, settings.outbox_bytes)
+        self._pace = pace
+        self._metrics = metrics
+        self.link: Link
+
+    def __repr__(self) -> str:
+        return f"<Session {self.id} {self.phase.name} {len(self.subscriptions)} channels {self._outbox!r}>"
+
+    @property
+    def user(self) -> str | None:
+        return None if self.identity is None else self.identity.user
+
+    @property
+    def channels(self) -> list[str]:
+        """The channels it has, those it is just joining included."""
+        return list(self.subscriptions)
+
+    async def send(self, event: str, data: Any) -> None:
+        """Send an event to this session alone; it has no channel and no position, and is not replayed.
+
+        Raises:
+            BadRequest: The event's name is none.
+            TypeError: JSON cannot carry the data.
+            TooLarge: The data is over `MAX_EVENT_BYTES`.
+        """
+        text, binary = encode_data(data, self._settings.max_event_bytes)
+        event = check_event(event)
+        publication = Publication(channel="", event=event, data=text, time=time.time(), binary=binary)
+        self.deliver(self._single(self.codec.event(publication)))
+
+    async def close(self, code: int = endings.DISCONNECTED.code, reason: str = "") -> None:
+        """End the session; the client is told whether to reconnect by the range of the code.
+
+        Raises:
+            ValueError: The code is neither 1000 nor of 4000–4299.
+        """
+        if code != endings.NORMAL.code and not 4000 <= code <= 4299:
+            raise ValueError(f"expected a close code of 4000–4299, or 1000, got {code!r}")
+        self.end(Ending(code, "").because(reason))
+
+    # For the fan-out, the requests and the heartbeat: nothing of this waits.
+
+    def welcome(self, features: list[str], *, pong: bool) -> None:
+        """Begin; `pong` asks the client for signs of life, where the server has no pings of its own."""
+        self._move(Move.WELCOME)
+        message = Welcome(
+            session=self.id,
+            protocol=PROTOCOL,
+            features=features,
+            heartbeat=self._settings.heartbeat,
+            user=self.user,
+            time=int(self.connected_at * 1000),
+            pong=pong or UNSET,
+        )
+        self.tell(message)
+
+    def deliver(self, batch: Batch) -> None:
+        """Take a batch, or be too slow for it."""
+        if self.phase is not State.OPEN:
+            return
+        if not self._outbox:
+            self._wait()
+        if self._outbox.put(batch):
+            self.link.wake()
+        else:
+            self._count_slow(batch.events)
+            self.end(endings.TOO_SLOW)
+
+    def tell(self, message: Message) -> None:
+        """Take a message that is no channel's event."""
+        self.deliver(self._single(self.codec.encode(message)))
+
+    def beat(self) -> None:
+        """Show a sign of life and look for one."""
+        now = time.monotonic()
+        expires_at = None if self.identity is None else self.identity.expires_at
+        if expires_at is not None and expires_at < time.time():
+            self.end(endings.EXPIRED)
+        elif self.pongs and now - self.heard > 2 * self._settings.heartbeat:
+            self.end(endings.NO_SIGN_OF_LIFE)
+        else:
+            self.tell(Ping())
+
+    def end(self, ending: Ending) -> None:
+        """End it: one last message, then the close frame. Only the first ending counts."""
+        if not self._move(Move.END):
+            return
+        self.ending = ending
+        delay = ending.delay or UNSET
+        message = Disconnect(
+            code=ending.code, reason=ending.reason, reconnect=delay is not UNSET, delay=delay
+        )
+        if not self._outbox:
+            self._wait()
+        self._outbox.put(self._single(self.codec.encode(message)), force=True)
+        self.link.wake()
+
+    def abort(self) -> None:
+        """Drop a connection whose last write does not finish."""
+        if self.ending is not endings.TOO_SLOW:
+            self._count_slow(0)
+        self._move(Move.END)
+        self.ending = endings.TOO_SLOW
+        self.link.abort()
+
+    # For the transport.
+
+    @property
+    def next(self) -> Batch | None:
+        """What is to be written now."""
+        return self._outbox.first()
+
+    def written(self, batch: Batch, sent: int) -> None:
+        """Learn that the first `sent` messages of a batch are on their way, and the others never will be."""
+        metrics = self._metrics
+        events = sent if batch.events else 0
+        whole = sent == len(batch.payloads)
+        self.progress = time.monotonic()
+        metrics.events_delivered += events
+        metrics.bytes_sent += batch.size if whole else sum(map(self.codec.size, batch.payloads[:sent]))
+        if self._outbox.done(batch):
+            metrics.events_dropped += batch.events - events
+        else:  # it was dropped, and counted, while it was being written
+            metrics.events_dropped -= events
+        if not self._outbox:
+            self._pace.caught_up(self)
+
+    def gone(self, code: int) -> Ending:
+        """Learn that the connection is no more; return how it ended, `code` being what the client said."""
+        self._move(Move.GONE)
+        self._metrics.events_dropped += self._outbox.clear()
+        self._pace.caught_up(self)
+        ending = self.ending or Ending(code, "")
+        self._metrics.disconnects[ending.code] += 1
+        return ending
+
+    def _single(self, payload: Payload) -> Batch:
+        return Batch((payload,), self.codec.size(payload))
+
+    def _wait(self) -> None:
+        self.progress = time.monotonic()
+        self._pace.behind(self)
+
+    def _count_slow(self, events: int) -> None:
+        dropped = self._outbox.clear() + events
+        self._metrics.slow_clients += 1
+        self._metrics.events_dropped += dropped
+        logger.warning("session %s is too slow: closed, with %d events not sent", self.id, dropped)
+
+    def _move(self, move: Move) -> bool:
+        phase = MOVES.get((self.phase, move))
+        if phase is None:
+            return False
+        self.phase = phase
+        return True

@@ -1,0 +1,199 @@
+"""A session over a WebSocket, on any ASGI server.
+
+The server's task reads; a second one writes, the only one that does, so that a client that does not read
+holds up nobody. A WebSocket always needs a reader: while none waits, uvicorn reads nothing, pongs neither.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+
+from starlette.requests import HTTPConnection
+from starlette.types import Message, Receive, Scope, Send
+
+from asgi_ws import endings
+from asgi_ws.auth import Authenticate
+from asgi_ws.endings import Ending
+from asgi_ws.outbox import Batch
+from asgi_ws.requests import Requests
+from asgi_ws.run import Run
+from asgi_ws.session import Session
+from asgi_ws.transports.handshake import Handshake, Refused, denial, shake
+
+logger = logging.getLogger("asgi_ws")
+
+# How long a client may take to answer the close frame, as in uvicorn and websockets.
+CLOSE_TIMEOUT = 10.0
+# After so many messages the writer gives way, for a socket that takes them all never makes it wait.
+_STINT = 64
+
+
+class WebSocketLink:
+    """The transport's end of a session: wakes its writer, bounds its reader."""
+
+    __slots__ = ("_deadline", "_send", "_session", "_waiter", "_writer")
+
+    def __init__(self, session: Session, send: Send) -> None:
+        self._session = session
+        self._send = send
+        self._waiter: asyncio.Future[None] | None = None
+        self._writer: asyncio.Task[None] | None = None
+        self._deadline = asyncio.timeout(None)
+
+    def wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def abort(self) -> None:
+        # ASGI has no word for it: the app returns, and the server drops the connection.
+        if self._writer is not None:
+            self._writer.cancel()
+        self._stop_reading(after=0.0)
+
+    async def serve(self, requests: Requests, receive: Receive) -> int:
+        """Read and write until the connection is gone; return the code that the client's side gave."""
+        self._writer = asyncio.get_running_loop().create_task(self._write())
+        try:
+            async with self._deadline:
+                return await _read(requests, receive)
+        except TimeoutError:
+            return endings.ABNORMAL.code
+        finally:
+            self._writer.cancel()
+            await asyncio.wait([self._writer])
+
+    async def _write(self) -> None:
+        try:
+            await self._write_all()
+        except Exception as error:  # each server has its own for a client that is gone
+            logger.debug("writing to session %s failed: %r", self._session.id, error)
+            self._stop_reading(after=0.0)
+        else:
+            self._stop_reading(after=CLOSE_TIMEOUT)
+
+    async def _write_all(self) -> None:
+        session = self._session
+        while True:
+            batch = session.next
+            if batch is not None:
+                await self._write_batch(batch)
+            elif session.ending is None:
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
+            else:
+                await self._send(_close(session.ending))
+                return
+
+    async def _write_batch(self, batch: Batch) -> None:
+        session, sent = self._session, 0
+        try:
+            for payload in batch.payloads:
+                await self._send({"type": "websocket.send", session.codec.kind: payload})
+                sent += 1
+                session.progress = time.monotonic()
+                if sent % _STINT == 0:
+                    await asyncio.sleep(0)
+        finally:
+            session.written(batch, sent)
+
+    def _stop_reading(self, after: float) -> None:
+        if not self._deadline.expired():
+            self._deadline.reschedule(asyncio.get_running_loop().time() + after)
+
+
+async def serve(
+    scope: Scope, receive: Receive, send: Send, run: Run, authenticate: Authenticate | None
+) -> None:
+    """Serve one WebSocket connection, from the handshake to its end."""
+    connection = HTTPConnection(scope)
+    await receive()  # websocket.connect
+    try:
+        handshake = await shake(connection, run, authenticate)
+    except Refused as refused:
+        run.metrics.rejected[refused.why] += 1
+        await refuse(scope, receive, send, refused.ending, http=run.settings.refuse == "http")
+        return
+    subprotocol = handshake.codec.subprotocol if scope.get("subprotocols") else None
+    await send({"type": "websocket.accept", "subprotocol": subprotocol})
+    await _converse(scope, receive, send, run, handshake)
+
+
+async def refuse(scope: Scope, receive: Receive, send: Send, ending: Ending, *, http: bool) -> None:
+    """Refuse a handshake: with an HTTP answer, or accepted and closed, so that a browser reads the code."""
+    if http:
+        await _deny(scope, send, ending)
+        return
+    # A browser that offered subprotocols fails a handshake that chooses none, and never sees the code.
+    subprotocol = next(iter(scope.get("subprotocols") or []), None)
+    await send({"type": "websocket.accept", "subprotocol": subprotocol})
+    await send(_close(ending))
+    await _await_disconnect(receive)
+
+
+async def _converse(scope: Scope, receive: Receive, send: Send, run: Run, handshake: Handshake) -> None:
+    session = _session(scope, run, handshake)
+    link = session.link = WebSocketLink(session, send)
+    requests = Requests(session, run)
+    run.add(session)
+    code = endings.ABNORMAL.code
+    try:
+        session.welcome(sorted(run.node.broadcaster.features), pong=not _pings(receive))
+        requests.begin(handshake.asked)
+        code = await link.serve(requests, receive)
+    finally:
+        requests.stop()
+        run.remove(session)
+        session.gone(code)
+
+
+def _session(scope: Scope, run: Run, handshake: Handshake) -> Session:
+    return Session(
+        id=secrets.token_urlsafe(12),
+        transport="websocket",
+        codec=handshake.codec,
+        identity=handshake.identity,
+        app=scope.get("app"),
+        settings=run.settings,
+        pace=run.node.pace,
+        metrics=run.metrics,
+    )
+
+
+async def _read(requests: Requests, receive: Receive) -> int:
+    while True:
+        message = await receive()
+        if message["type"] == "websocket.disconnect":
+            return message.get("code") or endings.ABNORMAL.code
+        payload = message.get("text")
+        requests.receive(message.get("bytes") or b"" if payload is None else payload)
+
+
+async def _deny(scope: Scope, send: Send, ending: Ending) -> None:
+    if "websocket.http.response" not in (scope.get("extensions") or {}):
+        await send({"type": "websocket.close", "code": ending.code})  # becomes a 403
+        return
+    response = denial(ending)
+    start = {"status": response.status_code, "headers": response.raw_headers}
+    await send({"type": "websocket.http.response.start", **start})
+    await send({"type": "websocket.http.response.body", "body": response.body})
+
+
+async def _await_disconnect(receive: Receive) -> None:
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            while (await receive())["type"] != "websocket.disconnect":
+                pass
+    except TimeoutError:
+        return
+
+
+def _close(ending: Ending) -> Message:
+    return {"type": "websocket.close", "code": ending.code, "reason": ending.reason}
+
+
+def _pings(receive: Receive) -> bool:
+    """Whether the server is known to ping: uvicorn does, as far as nobody has wrapped its `receive`."""
+    owner = getattr(receive, "__self__", None)
+    return type(owner).__module__.startswith("uvicorn.")
