@@ -89,14 +89,14 @@ class Unsubscribed(Struct, tag="unsubscribed", tag_field="type"):
     resubscribe: bool = False
 
 
-class Event(Struct, tag="event", tag_field="type"):
+class Event(Struct, tag="event", tag_field="type", kw_only=True):
     """One publication, or with no channel what the application sent to this session alone."""
 
+    channel: str | UnsetType = UNSET
     event: str
     data: Raw | Any
-    time: int
-    channel: str | UnsetType = UNSET
     offset: int | UnsetType = UNSET
+    time: int
     sender: str | UnsetType = field(default=UNSET, name="from")
     id: str | UnsetType = UNSET
     binary: bool | UnsetType = UNSET
