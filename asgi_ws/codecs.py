@@ -40,18 +40,13 @@ class Codec:
     kind: ClassVar[Literal["text", "bytes"]]
     _kind_name: ClassVar[str]
 
-    def encode(self, message: Message) -> Payload:
-        """Return a message as it travels."""
+    def encode(self, message: Message) -> bytes:
+        """Return a message as it travels; a text one as UTF-8."""
         raise NotImplementedError
 
-    def event(self, publication: Publication) -> Payload:
+    def event(self, publication: Publication) -> bytes:
         """Return a publication as the event that its channel's sessions receive."""
         raise NotImplementedError
-
-    @staticmethod
-    def size(payload: Payload) -> int:
-        """Return how many bytes a message has on its way."""
-        return len(payload) if isinstance(payload, bytes) or payload.isascii() else len(payload.encode())
 
     def requests(self, payload: Payload) -> Iterator[Request | Invalid]:
         """Read what a client sent: one request, or an array of up to 128; never raises."""
@@ -118,13 +113,13 @@ class JsonCodec(Codec):
             t: msgspec.json.Decoder(t).decode for t in (Request, _Envelope, list[Raw])
         }
 
-    def encode(self, message: Message) -> str:
-        return self._encode(message).decode()
+    def encode(self, message: Message) -> bytes:
+        return self._encode(message)
 
-    def event(self, publication: Publication) -> str:
+    def event(self, publication: Publication) -> bytes:
         data = publication.data
         value: Raw | str = base64.b64encode(data).decode() if publication.binary else Raw(data)
-        return self._encode(_event(publication, value)).decode()
+        return self._encode(_event(publication, value))
 
     def _is_array(self, payload: Payload) -> bool:
         assert isinstance(payload, str)
@@ -183,6 +178,11 @@ def encode_data(data: Any, max_bytes: int) -> tuple[bytes, bool]:
     if len(encoded) > max_bytes:
         raise TooLarge(f"expected data of at most {max_bytes} bytes (MAX_EVENT_BYTES), got {len(encoded)}")
     return encoded, isinstance(data, Binary)
+
+
+def size_of(payload: Payload) -> int:
+    """Return how many bytes a message has on its way."""
+    return len(payload) if isinstance(payload, bytes) or payload.isascii() else len(payload.encode())
 
 
 def brief(value: object) -> str:

@@ -1,150 +1,26 @@
-"""From a publication to the sessions of its channel, turn by turn. No await in here.
+"""From publications to the sessions of their channels, turn by turn. No await in here.
 
 `deliver` marks: the publication joins its topic, the topic is dirty. `flush` writes, once for all that
-came in one turn of the event loop: each dirty topic encodes its turn once per codec and hands that one
-batch to every subscriber. The cost follows the subscribers concerned, not channels or idle sessions.
+came in one turn of the event loop: each dirty topic encodes its turn once per codec, and each session gets
+one write, on however many dirty channels it is. The cost follows the subscribers concerned; idle sessions
+and channels cost nothing. A flush for very many sessions is cut into slices, between which the loop runs.
 """
 
 import asyncio
+import logging
 import time
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator
 
-from msgspec import UNSET
-
-from asgi_ws.codecs import Codec
-from asgi_ws.messages import Gap, Message, Moved
 from asgi_ws.metrics import Metrics
-from asgi_ws.outbox import Batch
-from asgi_ws.publication import Position, Publication
+from asgi_ws.publication import Publication
+from asgi_ws.topic import Topic, Touched
+
+logger = logging.getLogger("asgi_ws")
 
 # A turn is flushed at once when it holds this much, so that it stays bounded in memory and in time.
 TURN_MESSAGES = 1000
 TURN_BYTES = 256 * 1024
-
-
-# How many publications may pass while one subscribe waits for its position.
-HOLD_LIMIT = 1000
-
-
-class Subscriber(Protocol):
-    """Who hears a channel: a session. It neither joins nor leaves a channel within these calls."""
-
-    id: str
-    codec: Codec
-
-    def deliver(self, batch: Batch) -> None:
-        """Take a batch of events; never waits, never raises."""
-
-    def tell(self, message: Message) -> None:
-        """Take a message that is no event."""
-
-
-class Subscription:
-    """A subscriber's place in a channel. Until it is `live`, it holds back what is published meanwhile.
-
-    Args:
-        limit: How many publications may be held back; more than that and it is `overrun`.
-    """
-
-    __slots__ = ("channel", "held", "limit", "live", "overrun", "subscriber")
-
-    def __init__(self, subscriber: Subscriber, channel: str, limit: int = HOLD_LIMIT) -> None:
-        self.subscriber = subscriber
-        self.channel = channel
-        self.limit = limit
-        self.held: list[Publication] = []
-        self.overrun = False
-        self.live = False
-
-    def hold(self, publication: Publication) -> None:
-        if len(self.held) < self.limit:
-            self.held.append(publication)
-        else:
-            self.overrun = True
-
-
-class Topic:
-    """A channel as this node sees it: who listens, and what this turn has brought.
-
-    `ready` and `lock` belong to the node: whether the broadcaster delivers this channel here.
-    """
-
-    __slots__ = ("channel", "joining", "live", "lock", "metrics", "ready", "turn")
-
-    def __init__(self, channel: str, metrics: Metrics) -> None:
-        self.channel = channel
-        self.metrics = metrics
-        self.live: dict[Codec, dict[Subscriber, None]] = {}
-        self.joining: set[Subscription] = set()
-        self.turn: list[Publication] = []
-        self.ready = False
-        self.lock = asyncio.Lock()
-
-    def __len__(self) -> int:
-        return sum(map(len, self.live.values()))
-
-    @property
-    def empty(self) -> bool:
-        return not self.joining and not any(self.live.values())
-
-    def admit(self, subscription: Subscription, after: int, missed: Sequence[Publication] = ()) -> None:
-        """Make a subscription live: what it missed, what it held back beyond `after`, then every turn."""
-        self.flush()
-        self.joining.discard(subscription)
-        subscriber = subscription.subscriber
-        held = [p for p in subscription.held if not p.offset or p.offset > after]
-        subscription.held = []
-        subscription.live = True
-        self._deliver([*missed, *held], subscriber.codec, {subscriber: None})
-        self.live.setdefault(subscriber.codec, {})[subscriber] = None
-
-    def remove(self, subscription: Subscription) -> None:
-        """Take a subscription out; no event follows for it."""
-        self.flush()
-        self.joining.discard(subscription)
-        self.live.get(subscription.subscriber.codec, {}).pop(subscription.subscriber, None)
-
-    def flush(self) -> None:
-        """Hand this turn to everyone who is live."""
-        turn, self.turn = self.turn, []
-        if not turn:
-            return
-        now = time.time()
-        for publication in turn:
-            self.metrics.delivery_latency.observe(now - publication.time)
-        for codec, subscribers in self.live.items():
-            if subscribers:
-                self._deliver(turn, codec, subscribers)
-
-    def gap(self, position: Position | None) -> None:
-        """Tell everyone who is live that something before `position` is lost."""
-        self.flush()
-        epoch, offset = (UNSET, UNSET) if position is None else (position.epoch, position.offset)
-        message = Gap(channel=self.channel, epoch=epoch, offset=offset)
-        for subscribers in self.live.values():
-            for subscriber in subscribers:
-                subscriber.tell(message)
-
-    def _deliver(
-        self, publications: Sequence[Publication], codec: Codec, subscribers: dict[Subscriber, None]
-    ) -> None:
-        if not publications:
-            return
-        batch = _batch(publications, codec)
-        excluded = {p.exclude for p in publications if p.exclude is not None}
-        for subscriber in subscribers:
-            if excluded and subscriber.id in excluded:
-                self._deliver_around(publications, subscriber)
-            else:
-                subscriber.deliver(batch)
-
-    def _deliver_around(self, publications: Sequence[Publication], subscriber: Subscriber) -> None:
-        for publication in publications:
-            if publication.exclude != subscriber.id:
-                subscriber.deliver(_batch([publication], subscriber.codec))
-            elif publication.offset:
-                subscriber.tell(Moved(channel=self.channel, offset=publication.offset))
+SLICE = 0.005  # seconds
 
 
 class Fanout:
@@ -154,7 +30,9 @@ class Fanout:
         self.topics: dict[str, Topic] = {}
         self._metrics = metrics
         self._dirty: list[Topic] = []
+        self._touched: Touched = {}
         self._scheduled = False
+        self._work: Iterator[None] | None = None
         self._messages = 0
         self._bytes = 0
 
@@ -169,6 +47,11 @@ class Fanout:
     def full(self) -> bool:
         """Whether this turn holds as much as it may."""
         return self._messages >= TURN_MESSAGES or self._bytes >= TURN_BYTES
+
+    @property
+    def busy(self) -> bool:
+        """Whether a flush is cut into slices, and there are more."""
+        return self._work is not None
 
     def topic(self, channel: str) -> Topic:
         """Return a channel's topic, made if need be."""
@@ -196,19 +79,43 @@ class Fanout:
         topic.turn.append(publication)
 
     def flush(self) -> None:
-        """End the turn: write what it brought."""
+        """End the turn: write what it brought, a slice of it where it is much."""
         self._scheduled = False
         self._messages = self._bytes = 0
-        dirty, self._dirty = self._dirty, []
-        for topic in dirty:
-            topic.flush()
+        if self._work is None:
+            self._work = self._deliver_dirty()
+        end = time.perf_counter() + SLICE
+        for _ in self._work:
+            if time.perf_counter() >= end:
+                self._wake_touched()
+                self._schedule()
+                return
+        self._work = None
+
+    def _deliver_dirty(self) -> Iterator[None]:
+        while self._dirty:
+            dirty, self._dirty = self._dirty, []
+            touched = self._touched if len(dirty) > 1 else None
+            for topic in dirty:
+                yield from self._deliver_topic(topic, touched)
+            self._wake_touched()
+
+    def _deliver_topic(self, topic: Topic, touched: Touched | None) -> Iterator[None]:
+        try:
+            while topic.step(touched):
+                yield
+        except Exception:  # one channel's trouble is not the others'
+            logger.exception("a turn of channel %r was not delivered to all", topic.channel)
+            self._metrics.broadcaster_gaps += 1
+            topic.abandon()
+
+    def _wake_touched(self) -> None:
+        touched = tuple(self._touched)
+        self._touched.clear()
+        for subscriber in touched:
+            subscriber.wake()
 
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self.flush)
-
-
-def _batch(publications: Sequence[Publication], codec: Codec) -> Batch:
-    payloads = [codec.event(publication) for publication in publications]
-    return Batch(payloads, sum(map(codec.size, payloads)), len(payloads))

@@ -7,15 +7,13 @@ from typing import NamedTuple
 
 from asgi_ws.broadcasters import Broadcaster
 from asgi_ws.errors import Unavailable
-from asgi_ws.fanout import Fanout, Subscription, Topic
+from asgi_ws.fanout import Fanout
 from asgi_ws.metrics import Metrics
 from asgi_ws.outbox import Pace
 from asgi_ws.publication import Position, Publication, Retention
+from asgi_ws.topic import Subscription, Topic
 
 logger = logging.getLogger("asgi_ws")
-
-# How many publications a resume may bring, as in Centrifugo; what is older is `recovered:false`.
-RECOVERY_LIMIT = 300
 
 
 class Resume(NamedTuple):
@@ -60,8 +58,7 @@ class Node:
             raise
         self.metrics.broadcaster_published += 1
         if self.fanout.full:
-            self.fanout.flush()
-            await self.pace.keep()
+            await self._give_way()
         return position
 
     def deliver(self, publication: Publication) -> None:
@@ -143,6 +140,12 @@ class Node:
             # What still comes finds no subscriber; the broadcaster's own supervision tells of the broker.
             logger.warning("unsubscribing %r failed", channel, exc_info=True)
 
+    async def _give_way(self) -> None:
+        self.fanout.flush()
+        while self.fanout.busy:  # noqa: ASYNC110 - for some milliseconds
+            await asyncio.sleep(0)
+        await self.pace.keep()
+
     async def _start(self, channel: str, retention: Retention, resume: Resume | None) -> Join:
         if not retention.size or "history" not in self.broadcaster.features:
             return Join(None, [], None if resume is None or not resume.epoch else False)
@@ -151,8 +154,8 @@ class Node:
         if resume.epoch is None:
             return await self._everything(channel, retention)
         after = Position(resume.epoch, resume.offset)
-        found = await self.broadcaster.history(channel, after, retention, RECOVERY_LIMIT + 1)
-        if not found.complete or len(found.publications) > RECOVERY_LIMIT:
+        found = await self.broadcaster.history(channel, after, retention, retention.size)
+        if not found.complete:
             return Join(await self.broadcaster.position(channel), [], recovered=False)
         return Join(after, list(found.publications), recovered=True)
 

@@ -4,23 +4,57 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from asgi_ws.codecs import Payload
+from asgi_ws.codecs import Codec, Payload
+from asgi_ws.frames import BINARY, TEXT, header
 
 # A quarter is kept for replies and control, so that a session full of events can still be told so.
 _RESERVED = 4
 
 
-class Batch(NamedTuple):
+class Batch:
     """Messages in one codec, made once and shared by every session that receives them.
 
-    `size` is in bytes; `events` says how many of the messages are a channel's events.
+    Args:
+        codec: The codec they are in.
+        payloads: The messages, in order; text as UTF-8.
+        events: How many of them are a channel's events: all or none.
     """
 
-    payloads: Sequence[Payload]
-    size: int
-    events: int = 0
+    __slots__ = ("_frames", "_messages", "codec", "events", "payloads", "size")
+
+    def __init__(self, codec: Codec, payloads: Sequence[bytes], events: int = 0) -> None:
+        self.codec = codec
+        self.payloads = payloads
+        self.events = events
+        self.size = sum(map(len, payloads))
+        self._messages: Sequence[Payload] | None = None
+        self._frames: bytes | None = None
+
+    def __repr__(self) -> str:
+        return f"<Batch of {len(self)} {self.codec.subprotocol}, {self.size} bytes>"
+
+    def __len__(self) -> int:
+        return len(self.payloads)
+
+    @property
+    def messages(self) -> Sequence[Payload]:
+        """The messages as ASGI has them: `str` for a codec of text."""
+        if self._messages is None:
+            text = self.codec.kind == "text"
+            self._messages = [payload.decode() for payload in self.payloads] if text else self.payloads
+        return self._messages
+
+    @property
+    def frames(self) -> bytes:
+        """The messages as WebSocket frames, joined."""
+        if self._frames is None:
+            opcode = TEXT if self.codec.kind == "text" else BINARY
+            self._frames = b"".join(
+                [part for payload in self.payloads for part in (header(opcode, len(payload)), payload)]
+            )
+        return self._frames
 
 
 class Outbox:
@@ -45,17 +79,26 @@ class Outbox:
     def __repr__(self) -> str:
         return f"<Outbox {self._messages} messages, {self._size} bytes>"
 
-    def put(self, batch: Batch, *, force: bool = False) -> bool:
+    @property
+    def over(self) -> bool:
+        """Whether it holds more than its bounds, as a long replay may."""
+        return self._messages > self._max_messages or self._size > self._max_bytes
+
+    def put(self, batch: Batch) -> bool:
         """Take a batch, or return that the client is too slow for it: `False`.
 
         An empty outbox takes any batch: what is published in one turn must not depend on the bounds.
         """
-        if self._batches and not force and not self._fits(batch):
+        if self._batches and not self._fits(batch):
             return False
-        self._batches.append(batch)
-        self._messages += len(batch.payloads)
-        self._size += batch.size
+        self.force(batch)
         return True
+
+    def force(self, batch: Batch) -> None:
+        """Take a batch whatever the bounds."""
+        self._batches.append(batch)
+        self._messages += len(batch)
+        self._size += batch.size
 
     def first(self) -> Batch | None:
         """Return the batch to write next. It stays, and counts, until it is `done`."""
@@ -66,7 +109,7 @@ class Outbox:
         if not self._batches or self._batches[0] is not batch:
             return False
         self._batches.popleft()
-        self._messages -= len(batch.payloads)
+        self._messages -= len(batch)
         self._size -= batch.size
         return True
 
@@ -78,7 +121,7 @@ class Outbox:
         return dropped
 
     def _fits(self, batch: Batch) -> bool:
-        messages = self._messages + len(batch.payloads)
+        messages = self._messages + len(batch)
         size = self._size + batch.size
         if batch.events:
             messages += self._max_messages // _RESERVED

@@ -15,9 +15,8 @@ from msgspec import UNSET
 
 from asgi_ws import endings
 from asgi_ws.channels import Channel
-from asgi_ws.codecs import Invalid, Payload, brief
+from asgi_ws.codecs import Invalid, Payload, brief, size_of
 from asgi_ws.errors import AlreadySubscribed, BadRequest, LimitExceeded, NotFound, RequestError, Timeout
-from asgi_ws.fanout import Subscription
 from asgi_ws.messages import (
     MAX_REQUESTS,
     Error,
@@ -34,6 +33,7 @@ from asgi_ws.patterns import check_channel
 from asgi_ws.router import BROADCAST, USER_PREFIX
 from asgi_ws.run import Run
 from asgi_ws.session import Session
+from asgi_ws.topic import Subscription
 
 logger = logging.getLogger("asgi_ws")
 
@@ -68,7 +68,7 @@ class Requests:
         """Take a message from the client. Never raises: what is wrong with it is answered."""
         self._session.heard = time.monotonic()
         self._run.metrics.messages_received += 1
-        if self._session.codec.size(payload) > self._run.settings.max_message_bytes:
+        if size_of(payload) > self._run.settings.max_message_bytes:
             self._session.end(endings.TOO_BIG)
             return
         for request in self._session.codec.requests(payload):

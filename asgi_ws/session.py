@@ -13,15 +13,15 @@ from msgspec import UNSET
 
 from asgi_ws import endings
 from asgi_ws.auth import Identity
-from asgi_ws.codecs import Codec, Payload, encode_data
+from asgi_ws.codecs import Codec, encode_data
 from asgi_ws.endings import Ending
-from asgi_ws.fanout import Subscription
 from asgi_ws.messages import PROTOCOL, Disconnect, Message, Ping, Welcome
 from asgi_ws.metrics import Metrics
 from asgi_ws.outbox import Batch, Outbox, Pace
 from asgi_ws.patterns import check_event
 from asgi_ws.publication import Publication
 from asgi_ws.settings import Settings
+from asgi_ws.topic import Subscription
 
 logger = logging.getLogger("asgi_ws")
 
@@ -55,6 +55,9 @@ MOVES = {
 
 class Link(Protocol):
     """The transport's end of a session."""
+
+    def write(self, batch: Batch, /) -> bool:
+        """Write a batch at once, if that needs no waiting; return whether it did."""
 
     def wake(self) -> None:
         """Write what the session has `next`; called whenever there may be something."""
@@ -164,16 +167,35 @@ class Session:
         self.tell(message)
 
     def deliver(self, batch: Batch) -> None:
-        """Take a batch, or be too slow for it."""
+        """Take a batch and write it, or be too slow for it."""
+        if self.phase is not State.OPEN:
+            return
+        if not self._outbox and self.link.write(batch):
+            self._metrics.events_delivered += batch.events
+            self._metrics.bytes_sent += batch.size
+        else:
+            self.collect(batch)
+            self.link.wake()
+
+    def collect(self, batch: Batch) -> None:
+        """Take a batch, more of which follow: `wake` will be called."""
         if self.phase is not State.OPEN:
             return
         if not self._outbox:
             self._wait()
-        if self._outbox.put(batch):
-            self.link.wake()
-        else:
-            self._count_slow(batch.events)
-            self.end(endings.TOO_SLOW)
+        if not self._outbox.put(batch):
+            self._too_slow(batch)
+
+    def wake(self) -> None:
+        """Write what was collected."""
+        self.link.wake()
+
+    def replay(self, batch: Batch) -> None:
+        """Take the events that a subscription begins with: as a whole, unless too much waits already."""
+        if self._outbox.over:
+            self._too_slow(batch)
+        elif self.phase is State.OPEN:
+            self._force(batch)
 
     def tell(self, message: Message) -> None:
         """Take a message that is no channel's event."""
@@ -199,10 +221,7 @@ class Session:
         message = Disconnect(
             code=ending.code, reason=ending.reason, reconnect=delay is not UNSET, delay=delay
         )
-        if not self._outbox:
-            self._wait()
-        self._outbox.put(self._single(self.codec.encode(message)), force=True)
-        self.link.wake()
+        self._force(self._single(self.codec.encode(message)))
 
     def abort(self) -> None:
         """Drop a connection whose last write does not finish."""
@@ -223,10 +242,10 @@ class Session:
         """Learn that the first `sent` messages of a batch are on their way, and the others never will be."""
         metrics = self._metrics
         events = sent if batch.events else 0
-        whole = sent == len(batch.payloads)
+        whole = sent == len(batch)
         self.progress = time.monotonic()
         metrics.events_delivered += events
-        metrics.bytes_sent += batch.size if whole else sum(map(self.codec.size, batch.payloads[:sent]))
+        metrics.bytes_sent += batch.size if whole else sum(map(len, batch.payloads[:sent]))
         if self._outbox.done(batch):
             metrics.events_dropped += batch.events - events
         else:  # it was dropped, and counted, while it was being written
@@ -243,8 +262,18 @@ class Session:
         self._metrics.disconnects[ending.code] += 1
         return ending
 
-    def _single(self, payload: Payload) -> Batch:
-        return Batch((payload,), self.codec.size(payload))
+    def _single(self, payload: bytes) -> Batch:
+        return Batch(self.codec, (payload,))
+
+    def _force(self, batch: Batch) -> None:
+        if not self._outbox:
+            self._wait()
+        self._outbox.force(batch)
+        self.link.wake()
+
+    def _too_slow(self, batch: Batch) -> None:
+        self._count_slow(batch.events)
+        self.end(endings.TOO_SLOW)
 
     def _wait(self) -> None:
         self.progress = time.monotonic()

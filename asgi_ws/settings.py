@@ -171,7 +171,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     prefix: Annotated[str, PREFIX, "where HubMiddleware serves the hub's routes"] = "/ws"
     heartbeat: Annotated[float, DURATION, "from one ping of a session to the next"] = 25.0
     send_timeout: Annotated[float, DURATION, "one write that takes longer aborts the connection"] = 10.0
-    command_timeout: Annotated[float, DURATION, "the longest that one command may run"] = 10.0
+    command_timeout: Annotated[float, DURATION, "the longest that a channel's function may run"] = 10.0
     history: Annotated[int, EVENTS_OR_0, "kept per channel; 0: none, and no positions"] = 100
     history_ttl: Annotated[float, DURATION, "how long an event is kept"] = 300.0
     history_channel_bytes: Annotated[int, SIZE_OR_0, "kept per channel; the oldest go first"] = 1 << 20
@@ -185,7 +185,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_connections: Annotated[int | None, SESSIONS, "the most that one node takes"] = None
     allowed_origins: Annotated[tuple[str, ...], ORIGINS, "who may connect besides the same origin"] = ()
     refuse: Annotated[Literal["close", "http"], REFUSE, "how to refuse: close code or HTTP status"] = "close"
-    api_key: Annotated[str | None, SECRET, "opens publish, disconnect and drain over HTTP"] = None
+    fast: Annotated[bool, SWITCH, "false: never bypasses the app's send, see docs/deploying.md"] = True
+    api_key: Annotated[str | None, SECRET, "with it set, stats and nodes are for its bearers"] = None
     public_stats: Annotated[bool, SWITCH, "true: numbers are given without the API key"] = False
     live: Annotated[bool, SWITCH, "true: the live page is served"] = False
 

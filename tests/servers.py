@@ -16,7 +16,14 @@ import websockets
 from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.config import Config as HypercornConfig
 
-SERVERS = ("uvicorn", "wsproto", "hypercorn", "granian")
+from asgi_ws.server import WebSocketProtocol
+
+SERVERS = ("uvicorn", "fast", "wsproto", "hypercorn", "granian")
+_WS_CLASSES: dict[str, Any] = {
+    "uvicorn": "websockets-sansio",
+    "fast": WebSocketProtocol,
+    "wsproto": "wsproto",
+}
 DEADLINE = 20.0  # seconds that anything may take here
 
 
@@ -48,7 +55,7 @@ def serve(app: Any, server: str = "uvicorn", **options: Any) -> Iterator[Served]
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
         port = listener.getsockname()[1]
         if starter is None:
-            ws = "wsproto" if server == "wsproto" else "websockets-sansio"
+            ws = _WS_CLASSES[server]
             with _uvicorn(app, listener, **{"ws": ws, **options}) as running:
                 yield Served(port, running)
         else:

@@ -6,7 +6,6 @@ holds up nobody. A WebSocket always needs a reader: while none waits, uvicorn re
 
 import asyncio
 import logging
-import secrets
 import time
 
 from starlette.requests import HTTPConnection
@@ -16,10 +15,11 @@ from asgi_ws import endings
 from asgi_ws.auth import Authenticate
 from asgi_ws.endings import Ending
 from asgi_ws.outbox import Batch
-from asgi_ws.requests import Requests
 from asgi_ws.run import Run
 from asgi_ws.session import Session
-from asgi_ws.transports.handshake import Handshake, Refused, denial, shake
+from asgi_ws.transports.conversation import Conversation
+from asgi_ws.transports.direct import EXTENSION, Connection, DirectLink
+from asgi_ws.transports.handshake import Refused, denial, shake
 
 logger = logging.getLogger("asgi_ws")
 
@@ -41,6 +41,9 @@ class WebSocketLink:
         self._writer: asyncio.Task[None] | None = None
         self._deadline = asyncio.timeout(None)
 
+    def write(self, _: Batch) -> bool:
+        return False  # only the writer writes
+
     def wake(self) -> None:
         waiter = self._waiter
         if waiter is not None and not waiter.done():
@@ -52,17 +55,20 @@ class WebSocketLink:
             self._writer.cancel()
         self._stop_reading(after=0.0)
 
-    async def serve(self, requests: Requests, receive: Receive) -> int:
-        """Read and write until the connection is gone; return the code that the client's side gave."""
+    async def serve(self, conversation: Conversation, receive: Receive) -> None:
+        """Read and write until the connection is gone."""
         self._writer = asyncio.get_running_loop().create_task(self._write())
+        code = endings.ABNORMAL.code
         try:
+            conversation.begin(self, pong=not _pings(receive))
             async with self._deadline:
-                return await _read(requests, receive)
+                code = await _read(conversation, receive)
         except TimeoutError:
-            return endings.ABNORMAL.code
+            logger.debug("session %s did not answer the close frame", self._session.id)
         finally:
             self._writer.cancel()
             await asyncio.wait([self._writer])
+            conversation.end(code)
 
     async def _write(self) -> None:
         try:
@@ -89,8 +95,8 @@ class WebSocketLink:
     async def _write_batch(self, batch: Batch) -> None:
         session, sent = self._session, 0
         try:
-            for payload in batch.payloads:
-                await self._send({"type": "websocket.send", session.codec.kind: payload})
+            for message in batch.messages:
+                await self._send({"type": "websocket.send", session.codec.kind: message})
                 sent += 1
                 session.progress = time.monotonic()
                 if sent % _STINT == 0:
@@ -117,7 +123,12 @@ async def serve(
         return
     subprotocol = handshake.codec.subprotocol if scope.get("subprotocols") else None
     await send({"type": "websocket.accept", "subprotocol": subprotocol})
-    await _converse(scope, receive, send, run, handshake)
+    conversation = Conversation(scope, run, handshake, "websocket")
+    direct = _direct(scope) if run.settings.fast else None
+    if direct is None:
+        await WebSocketLink(conversation.session, send).serve(conversation, receive)
+    else:
+        DirectLink(conversation, direct).begin()
 
 
 async def refuse(scope: Scope, receive: Receive, send: Send, ending: Ending, *, http: bool) -> None:
@@ -132,42 +143,13 @@ async def refuse(scope: Scope, receive: Receive, send: Send, ending: Ending, *, 
     await _await_disconnect(receive)
 
 
-async def _converse(scope: Scope, receive: Receive, send: Send, run: Run, handshake: Handshake) -> None:
-    session = _session(scope, run, handshake)
-    link = session.link = WebSocketLink(session, send)
-    requests = Requests(session, run)
-    run.add(session)
-    code = endings.ABNORMAL.code
-    try:
-        session.welcome(sorted(run.node.broadcaster.features), pong=not _pings(receive))
-        requests.begin(handshake.asked)
-        code = await link.serve(requests, receive)
-    finally:
-        requests.stop()
-        run.remove(session)
-        session.gone(code)
-
-
-def _session(scope: Scope, run: Run, handshake: Handshake) -> Session:
-    return Session(
-        id=secrets.token_urlsafe(12),
-        transport="websocket",
-        codec=handshake.codec,
-        identity=handshake.identity,
-        app=scope.get("app"),
-        settings=run.settings,
-        pace=run.node.pace,
-        metrics=run.metrics,
-    )
-
-
-async def _read(requests: Requests, receive: Receive) -> int:
+async def _read(conversation: Conversation, receive: Receive) -> int:
     while True:
         message = await receive()
         if message["type"] == "websocket.disconnect":
             return message.get("code") or endings.ABNORMAL.code
         payload = message.get("text")
-        requests.receive(message.get("bytes") or b"" if payload is None else payload)
+        conversation.receive(message.get("bytes") or b"" if payload is None else payload)
 
 
 async def _deny(scope: Scope, send: Send, ending: Ending) -> None:
@@ -191,6 +173,12 @@ async def _await_disconnect(receive: Receive) -> None:
 
 def _close(ending: Ending) -> Message:
     return {"type": "websocket.close", "code": ending.code, "reason": ending.reason}
+
+
+def _direct(scope: Scope) -> Connection | None:
+    """Return the connection itself, where the server is ours and offers it."""
+    extension = (scope.get("extensions") or {}).get(EXTENSION)
+    return None if extension is None else extension["connection"]
 
 
 def _pings(receive: Receive) -> bool:

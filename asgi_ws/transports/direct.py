@@ -1,0 +1,99 @@
+"""A session whose connection is handed over by our own server: no task, no `send`, the bytes as they are.
+
+The server offers itself in `scope["extensions"]["asgi_ws"]["connection"]`. After the handshake the hub
+adopts the connection, and the ASGI task ends. What this bypasses: middleware that wraps `send`, or waits
+for the connection's end. `ASGI_WS_FAST=false` switches it off.
+"""
+
+from typing import Protocol
+
+from asgi_ws import endings
+from asgi_ws.codecs import Payload
+from asgi_ws.outbox import Batch
+from asgi_ws.transports.conversation import Conversation
+
+EXTENSION = "asgi_ws"
+
+
+class Owner(Protocol):
+    """Who adopts a connection; each call comes from the event loop, none may wait."""
+
+    def received(self, payload: Payload) -> None:
+        """Take a whole message from the client."""
+
+    def resumed(self) -> None:
+        """Learn that the transport takes bytes again."""
+
+    def stopping(self) -> None:
+        """Learn that the server is about to close the connection: last words, now."""
+
+    def lost(self, code: int) -> None:
+        """Learn that the connection is gone, and with what code."""
+
+
+class Connection(Protocol):
+    """What the server offers: a WebSocket connection after its handshake."""
+
+    paused: bool
+
+    def adopt(self, owner: Owner) -> None:
+        """Take the connection out of the ASGI task's hands; what the client has sent already follows."""
+
+    def write(self, frames: bytes) -> None:
+        """Write frames as they are; they are buffered where the socket does not take them."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Begin the closing handshake."""
+
+    def abort(self) -> None:
+        """Drop the connection."""
+
+
+class DirectLink:
+    """The transport's end of a session: writes at once, unless the transport is paused."""
+
+    __slots__ = ("_closing", "_connection", "_conversation")
+
+    def __init__(self, conversation: Conversation, connection: Connection) -> None:
+        self._conversation = conversation
+        self._connection = connection
+        self._closing = False
+
+    def begin(self) -> None:
+        """Adopt the connection and welcome the client."""
+        self._conversation.begin(self, pong=False)
+        self._connection.adopt(self)
+
+    # For the session.
+
+    def write(self, batch: Batch) -> bool:
+        if self._connection.paused or self._closing:
+            return False
+        self._connection.write(batch.frames)
+        return True
+
+    def wake(self) -> None:
+        session = self._conversation.session
+        while not self._connection.paused and (batch := session.next) is not None:
+            self._connection.write(batch.frames)
+            session.written(batch, len(batch))
+        if session.ending is not None and session.next is None and not self._closing:
+            self._closing = True
+            self._connection.close(session.ending.code, session.ending.reason)
+
+    def abort(self) -> None:
+        self._connection.abort()
+
+    # For the connection.
+
+    def received(self, payload: Payload) -> None:
+        self._conversation.receive(payload)
+
+    def resumed(self) -> None:
+        self.wake()
+
+    def stopping(self) -> None:
+        self._conversation.session.end(endings.RESTART)
+
+    def lost(self, code: int) -> None:
+        self._conversation.end(code)
