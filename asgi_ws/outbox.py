@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -67,7 +66,8 @@ class Outbox:
     __slots__ = ("_batches", "_max_bytes", "_max_messages", "_messages", "_size")
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
-        self._batches: deque[Batch] = deque()
+        # A list, though it is a queue: it is short, and empty it takes a tenth of a deque's memory.
+        self._batches: list[Batch] = []
         self._messages = 0
         self._size = 0
         self._max_messages = max_messages
@@ -108,7 +108,7 @@ class Outbox:
         """Drop the first batch, or return that `clear` has dropped it already: `False`."""
         if not self._batches or self._batches[0] is not batch:
             return False
-        self._batches.popleft()
+        del self._batches[0]
         self._messages -= len(batch)
         self._size -= batch.size
         return True

@@ -7,7 +7,6 @@ neither events nor other requests.
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -59,8 +58,9 @@ class Requests:
     def __init__(self, session: Session, run: Run) -> None:
         self._session = session
         self._run = run
-        self._waiting: deque[_Join] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
+        # Lists, for an idle session has a pair of these, and nothing in them.
+        self._waiting: list[_Join] = []
+        self._tasks: list[asyncio.Task[None]] = []
         # Channels to be left as soon as they are joined, with the refs to answer.
         self._leaving: dict[str, list[Ref]] = {}
 
@@ -158,12 +158,12 @@ class Requests:
 
     def _next(self) -> None:
         while self._waiting and len(self._tasks) < MAX_JOINS:
-            task = asyncio.get_running_loop().create_task(self._join(self._waiting.popleft()))
-            self._tasks.add(task)
+            task = asyncio.get_running_loop().create_task(self._join(self._waiting.pop(0)))
+            self._tasks.append(task)
             task.add_done_callback(self._joined)
 
     def _joined(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._tasks.remove(task)
         self._next()
 
     async def _join(self, join: _Join) -> None:

@@ -5,14 +5,20 @@ holds up nobody. A WebSocket always needs a reader: while none waits, uvicorn re
 """
 
 import asyncio
+import contextvars
 import logging
 import time
+from asyncio.tasks import _enter_task as enter_task
+from asyncio.tasks import _leave_task as leave_task
+from collections.abc import Awaitable, Generator
+from typing import Any
 
 from starlette.requests import HTTPConnection
 from starlette.types import Message, Receive, Scope, Send
 
 from asgi_ws import endings
 from asgi_ws.auth import Authenticate
+from asgi_ws.codecs import Payload
 from asgi_ws.endings import Ending
 from asgi_ws.outbox import Batch
 from asgi_ws.run import Run
@@ -29,20 +35,57 @@ CLOSE_TIMEOUT = 10.0
 _STINT = 64
 
 
+class _Suspended:
+    """A `send` that was begun outside its task and had to wait: the task goes on with it."""
+
+    def __init__(self, steps: Generator[Any, Any, None], waits_for: Any) -> None:
+        self._steps = steps
+        self._waits_for = waits_for
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        waits_for = self._waits_for
+        try:
+            while True:
+                try:
+                    value = yield waits_for
+                except BaseException as error:
+                    waits_for = self._steps.throw(error)
+                else:
+                    waits_for = self._steps.send(value)
+        except StopIteration:
+            return
+
+
 class WebSocketLink:
     """The transport's end of a session: wakes its writer, bounds its reader."""
 
-    __slots__ = ("_deadline", "_send", "_session", "_waiter", "_writer")
+    __slots__ = ("_context", "_deadline", "_send", "_session", "_started", "_waiter", "_writer")
 
     def __init__(self, session: Session, send: Send) -> None:
         self._session = session
         self._send = send
+        self._context = contextvars.copy_context()
         self._waiter: asyncio.Future[None] | None = None
         self._writer: asyncio.Task[None] | None = None
+        self._started: Awaitable[None] | None = None
         self._deadline = asyncio.timeout(None)
 
-    def write(self, _: Batch) -> bool:
-        return False  # only the writer writes
+    def write(self, batch: Batch) -> bool:
+        """Send a single message without a switch to the writer's task, if the server takes it at once.
+
+        The first step of `send` is made here, in the writer's name, so that timeouts and cancel scopes in
+        a middleware's `send` belong to a task. Where it has to wait, the writer goes on with it.
+        """
+        if len(batch) > 1 or self._waiter is None or self._waiter.done():
+            return False
+        loop, writer = asyncio.get_running_loop(), self._writer
+        if writer is None or asyncio.current_task(loop) is not None:
+            return False
+        enter_task(loop, writer)
+        try:
+            return self._context.run(self._begin_send, batch.messages[0])
+        finally:
+            leave_task(loop, writer)
 
     def wake(self) -> None:
         waiter = self._waiter
@@ -57,7 +100,7 @@ class WebSocketLink:
 
     async def serve(self, conversation: Conversation, receive: Receive) -> None:
         """Read and write until the connection is gone."""
-        self._writer = asyncio.get_running_loop().create_task(self._write())
+        self._writer = asyncio.get_running_loop().create_task(self._write(), context=self._context)
         code = endings.ABNORMAL.code
         try:
             conversation.begin(self, pong=not _pings(receive))
@@ -96,13 +139,33 @@ class WebSocketLink:
         session, sent = self._session, 0
         try:
             for message in batch.messages:
-                await self._send({"type": "websocket.send", session.codec.kind: message})
+                await self._started_or_new(message)
                 sent += 1
                 session.progress = time.monotonic()
                 if sent % _STINT == 0:
                     await asyncio.sleep(0)
         finally:
             session.written(batch, sent)
+
+    def _begin_send(self, message: Payload) -> bool:
+        try:
+            send = self._send({"type": "websocket.send", self._session.codec.kind: message})
+            steps = send.__await__()
+            waits_for = next(steps)
+        except StopIteration:
+            return True
+        except Exception as error:
+            self._started = _failed(error)
+        else:
+            self._started = _Suspended(steps, waits_for)
+        return False
+
+    async def _started_or_new(self, message: Payload) -> None:
+        started, self._started = self._started, None
+        if started is None:
+            await self._send({"type": "websocket.send", self._session.codec.kind: message})
+        else:
+            await started
 
     def _stop_reading(self, after: float) -> None:
         if not self._deadline.expired():
@@ -169,6 +232,10 @@ async def _await_disconnect(receive: Receive) -> None:
                 pass
     except TimeoutError:
         return
+
+
+async def _failed(error: Exception) -> None:
+    raise error
 
 
 def _close(ending: Ending) -> Message:

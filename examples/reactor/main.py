@@ -18,7 +18,7 @@ from asgi_ws import Hub
 if __package__:  # uvicorn examples.reactor.main:app
     from .reactor import Reactor
 else:  # uvicorn main:app
-    from reactor import Reactor
+    from reactor import Reactor  # type: ignore[import-not-found, no-redef]
 
 STATIC = Path(__file__).parent / "static"
 
@@ -67,7 +67,7 @@ def add_note(note: Note) -> Note:  # a `def` endpoint runs in a worker thread, a
 
 
 @app.get("/reactor")
-def reactor_stats() -> dict[str, Any]:
+def reactor_stats() -> dict[str, int]:
     return reactor.stats()
 
 

@@ -32,8 +32,7 @@ class Reactor:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._handlers: dict[str, tuple[Handler, ...]] = {}
-        self._emitted = 0
-        self._failed = Counter(broadcast=0, handler=0)
+        self._counts = Counter(emitted=0, handlers_failed=0, broadcasts_failed=0)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: deque[Call] = deque()
         self._running: set[Future[None]] = set()
@@ -71,7 +70,7 @@ class Reactor:
 
     async def emit(self, event: str, data: Any = None) -> None:
         """Tell the browsers and every handler, all at once, and return when all are done."""
-        self._count(event)
+        self._count("emitted")
         calls = [self._call(handler, event, data) for handler in self._handlers.get(event, ())]
         # Each in a task of its own: a handler that awaits something cancelled does not cancel the emit.
         await asyncio.gather(self._broadcast(event, data), *calls, return_exceptions=True)
@@ -81,7 +80,7 @@ class Reactor:
 
         A sync handler is called here and now; an async one runs in the loop, and nobody waits for it.
         """
-        self._count(event)
+        self._count("emitted")
         with self._guard("broadcast", event):
             self._hub.broadcast_nowait(event, data)
         for handler in self._handlers.get(event, ()):
@@ -91,10 +90,10 @@ class Reactor:
                 else:
                     handler(data)
 
-    def stats(self) -> dict[str, Any]:
-        """Return how many events were emitted, and what failed how often."""
+    def stats(self) -> dict[str, int]:
+        """Return what was counted: `emitted`, `handlers_failed`, `broadcasts_failed`."""
         with self._lock:
-            return {"emitted": self._emitted, "failed": dict(self._failed)}
+            return dict(self._counts)
 
     async def _broadcast(self, event: str, data: Any) -> None:
         with self._guard("broadcast", event):
@@ -120,19 +119,17 @@ class Reactor:
         self._running.add(future)
         future.add_done_callback(self._running.discard)
 
-    def _count(self, event: str) -> None:
-        logger.debug("%s", event)
+    def _count(self, what: str) -> None:
         with self._lock:
-            self._emitted += 1
+            self._counts[what] += 1
 
     @contextmanager
     def _guard(self, what: str, event: str) -> Iterator[None]:
         try:
             yield
         except Exception:
-            with self._lock:
-                self._failed[what] += 1
-            logger.exception("%s failed for %r", what, event)
+            self._count(f"{what}s_failed")
+            logger.exception("a %s of %r failed", what, event)
 
 
 def _is_async(handler: Handler) -> bool:
