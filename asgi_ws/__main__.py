@@ -13,7 +13,9 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name not in _NEEDED:
             raise
-        sys.exit(f'the command asgi-ws needs {error.name}, which is missing: pip install "asgi-ws-hub[server]"')
+        sys.exit(
+            f'the command asgi-ws needs {error.name}, which is missing: pip install "asgi-ws-hub[server]"'
+        )
     cli(prog_name="asgi-ws")
 
 

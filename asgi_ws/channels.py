@@ -84,6 +84,11 @@ class Channel:
         self._right = right
         return self
 
+    @property
+    def asks(self) -> bool:
+        """Whether the application is asked who may subscribe."""
+        return self._right is not None
+
     async def publish(
         self, event: str, data: Any, *, key: str | None = None, exclude: str | None = None
     ) -> Position | None:

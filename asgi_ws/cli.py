@@ -101,9 +101,9 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        why = error.strerror or str(error)
+        why = str(error.strerror).partition(" (while")[0]
         raise click.ClickException(
-            f"expected to listen on port {port} of {host}, got: {why}; choose another with --port or --host"
+            f"cannot listen on port {port} of {host}: {why}; choose another with --port or --host"
         ) from error
 
 

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
 from asgi_ws.errors import BadRequest, RequestError
-from asgi_ws.hub import Hub
+from asgi_ws.hub import Hub, get_hub
 from asgi_ws.routes import live_page
 from asgi_ws.settings import Settings
 
@@ -42,9 +42,9 @@ def make_app() -> tuple[Starlette, str]:
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
         async with hub:
-            publishing = asyncio.create_task(_publish_readings(hub, Machine()))
+            publishing = asyncio.create_task(_publish_readings(hub))
             try:
-                yield {"demo": hub}
+                yield {"hub": hub}
             finally:
                 publishing.cancel()
                 await asyncio.wait([publishing])
@@ -56,14 +56,14 @@ def make_app() -> tuple[Starlette, str]:
             Route("/say", _say, methods=["POST"]),
             Mount("/ws", hub),
         ],
-        exception_handlers={BadRequest: _refuse},
+        exception_handlers={RequestError: _refuse},
         lifespan=lifespan,
     )
     return app, key
 
 
 class Machine:
-    """What this machine does. A rate is since the reading before; the first one is since the start."""
+    """What this machine does; a rate is since the reading before."""
 
     def __init__(self) -> None:
         self._readings: dict[str, Callable[[], dict[str, Any]]] = {
@@ -73,7 +73,7 @@ class Machine:
             "machine.processes": self.processes,
         }
         self._traffic = (time.monotonic(), 0, 0)
-        self.read()
+        self.read()  # from here on, for it is what the first rates are since
 
     def read(self) -> dict[str, dict[str, Any]]:
         """Take every reading, by event; it blocks. What cannot be had here is logged once, and left out."""
@@ -81,7 +81,7 @@ class Machine:
         for event, reading in tuple(self._readings.items()):
             try:
                 taken[event] = reading()
-            except (psutil.Error, OSError, LookupError) as error:
+            except Exception as error:
                 logger.warning("%s cannot be read on this machine: %r", event, error)
                 del self._readings[event]
         return taken
@@ -107,28 +107,26 @@ class Machine:
         if counters is None:
             raise LookupError("no network interface")
         then, received, sent = self._traffic
-        self._traffic = now, *_ = (time.monotonic(), counters.bytes_recv, counters.bytes_sent)
+        now = time.monotonic()
+        self._traffic = (now, counters.bytes_recv, counters.bytes_sent)
+        kib = 1024 * max(now - then, 0.001)  # a clock may be coarse
         return {
-            "received_kib_s": round((counters.bytes_recv - received) / (now - then) / 1024, 1),
-            "sent_kib_s": round((counters.bytes_sent - sent) / (now - then) / 1024, 1),
+            "received_kib_s": round((counters.bytes_recv - received) / kib, 1),
+            "sent_kib_s": round((counters.bytes_sent - sent) / kib, 1),
             "received_mib": counters.bytes_recv // _MIB,
             "sent_mib": counters.bytes_sent // _MIB,
         }
 
     def processes(self) -> dict[str, Any]:
         """How many there are, and those that had the most of a processor; `process_iter` remembers them."""
-        attributes = ["pid", "name", "cpu_percent", "memory_info"]
-        found = [process.info for process in psutil.process_iter(attributes)]
+        found = [process.info for process in psutil.process_iter(["pid", "name", "cpu_percent"])]
         found.sort(key=lambda info: info["cpu_percent"] or 0.0, reverse=True)
-        busiest = [
-            {"pid": info["pid"], "name": info["name"], "cpu_percent": info["cpu_percent"]}
-            for info in found[:BUSIEST]
-        ]
-        return {"count": len(found), "busiest": busiest}
+        return {"count": len(found), "busiest": found[:BUSIEST]}
 
 
-async def _publish_readings(hub: Hub, machine: Machine) -> None:
+async def _publish_readings(hub: Hub) -> None:
     loop = asyncio.get_running_loop()
+    machine = await asyncio.to_thread(Machine)
     while True:
         await asyncio.sleep(INTERVAL - loop.time() % INTERVAL)
         for event, data in (await asyncio.to_thread(machine.read)).items():
@@ -149,7 +147,7 @@ async def _may_say(_: Request) -> Response:
 
 async def _say(request: Request) -> Response:
     text = _text(await _body(request))
-    position = await request.state.demo.broadcast("said", {"text": text})
+    position = await (await get_hub(request)).broadcast("said", {"text": text})
     return JSONResponse(msgspec.to_builtins(position))
 
 
@@ -180,5 +178,6 @@ def _text(body: bytes) -> str:
 
 
 async def _refuse(_: Request, error: Exception) -> Response:
-    assert isinstance(error, BadRequest)
-    return JSONResponse({"code": error.code, "message": str(error)}, 400)
+    assert isinstance(error, RequestError)
+    status = 400 if isinstance(error, BadRequest) else 503
+    return JSONResponse({"code": error.code, "message": str(error)}, status)

@@ -15,17 +15,10 @@ class Held(Protocol):
     async def __aexit__(self, *_: object) -> None: ...
 
 
-class _StartFailed(Exception):
-    """The hub did not start; the application must not either."""
-
-
 async def serve(hub: Held, receive: Receive, send: Send) -> None:
     """Speak the protocol for an application that does not."""
     lifespan = Lifespan(hub, receive, send)
-    try:
-        await lifespan.receive()
-    except _StartFailed:
-        return
+    await lifespan.receive()
     await lifespan.send({"type": "lifespan.startup.complete"})
     await lifespan.receive()
     await lifespan.send({"type": "lifespan.shutdown.complete"})
@@ -36,8 +29,6 @@ async def wrap(hub: Held, app: ASGIApp, scope: Scope, receive: Receive, send: Se
     lifespan = Lifespan(hub, receive, send)
     try:
         await app(scope, lifespan.receive, lifespan.send)
-    except _StartFailed:
-        return
     except Exception:
         if lifespan.began:
             raise
@@ -82,5 +73,5 @@ class Lifespan:
         except Exception as error:
             logger.exception("the hub did not start")
             await self._send({"type": "lifespan.startup.failed", "message": str(error)})
-            raise _StartFailed from error
+            raise  # the application must not start either, and a test is to see why
         self._holds = True

@@ -7,7 +7,7 @@ neither events nor other requests.
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from typing import Any, NamedTuple
 
 from msgspec import UNSET
@@ -15,6 +15,7 @@ from msgspec import UNSET
 from asgi_ws import endings
 from asgi_ws.channels import Channel
 from asgi_ws.codecs import Invalid, Payload, brief, size_of
+from asgi_ws.eager import Suspended, begin
 from asgi_ws.errors import AlreadySubscribed, BadRequest, LimitExceeded, NotFound, RequestError, Timeout
 from asgi_ws.messages import (
     MAX_REQUESTS,
@@ -158,9 +159,18 @@ class Requests:
 
     def _next(self) -> None:
         while self._waiting and len(self._tasks) < MAX_JOINS:
-            task = asyncio.get_running_loop().create_task(self._join(self._waiting.pop(0)))
-            self._tasks.append(task)
-            task.add_done_callback(self._joined)
+            waiting = self._waiting.pop(0)
+            join = self._join(waiting)
+            # Where nobody is asked, neither the application nor a broker, there is nothing to wait for.
+            if waiting.channel.asks or not self._run.node.broadcaster.embedded:
+                self._spawn(join)
+            elif (rest := begin(join)) is not None:
+                self._spawn(_finish(rest))
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.append(task)
+        task.add_done_callback(self._joined)
 
     def _joined(self, task: asyncio.Task[None]) -> None:
         self._tasks.remove(task)
@@ -182,13 +192,14 @@ class Requests:
             self._unsubscribe(request.channel, ref)
 
     async def _authorize_and_find(self, join: _Join) -> Join:
+        node, retention, resume = self._run.node, join.channel.retention, _resume(join.request)
+        if not join.channel.asks:
+            return await node.join(join.subscription, retention, resume)
         seconds = self._run.settings.command_timeout
         try:
             async with asyncio.timeout(seconds) as deadline:
                 await join.channel.authorize(self._session, join.params)
-                return await self._run.node.join(
-                    join.subscription, join.channel.retention, _resume(join.request)
-                )
+                return await node.join(join.subscription, retention, resume)
         except TimeoutError as error:
             if not deadline.expired():
                 raise
@@ -226,6 +237,10 @@ class Requests:
             retry_after=getattr(error, "retry_after", None) or UNSET,
         )
         self._session.tell(message)
+
+
+async def _finish(rest: Suspended) -> None:
+    await rest
 
 
 def _present(ref: Ref) -> Any:

@@ -147,9 +147,10 @@ def _local(scope: Scope) -> Scope:
     """Put right what Starlette's router takes for the path below the mount.
 
     A proxy may strip the prefix that `FastAPI(root_path=...)` names: then `path` lacks what `root_path`
-    has. And a trailing slash is redirected for HTTP only, so it is taken off here for both.
+    has. And a trailing slash is redirected for HTTP only, so it is taken off here for both. Litestar takes
+    off the leading one, where it mounts at `/`.
     """
-    path, root = scope["path"], scope.get("root_path", "")
+    path, root = "/" + scope["path"].removeprefix("/"), scope.get("root_path", "")
     if not path.startswith(root):
         path = scope.get("app_root_path", "") + path
     if path != root + "/":

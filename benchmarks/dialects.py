@@ -27,7 +27,7 @@ class Dialect:
 
     def awaited(self, channels: int) -> tuple[int, int]:
         """Return after how many messages a client is welcome, and after how many it is ready."""
-        return 0, 0 * channels
+        return 0, 0
 
     def answer(self, text: bytes) -> bytes:
         """Return what a client answers to a message; most say nothing."""
@@ -59,7 +59,7 @@ class SocketIO(Dialect):
     path = "/socket.io/?EIO=4&transport=websocket"
 
     def awaited(self, channels: int) -> tuple[int, int]:
-        return 2, 2 + 0 * channels  # the open packet, and the answer to our connect
+        return 2, 2  # the open packet, and the answer to our connect
 
     def answer(self, text: bytes) -> bytes:
         return {b"0": b"40", b"2": b"3"}.get(text[:1], b"")
@@ -80,7 +80,7 @@ class PubSub(Dialect):
         return b'{"request":{"method":"subscribe","arguments":%b,"call_id":"1"}}' % arguments
 
     def awaited(self, channels: int) -> tuple[int, int]:
-        return 1, 1 + 0 * channels
+        return 1, 1
 
     def answer(self, text: bytes) -> bytes:
         call = self._call.search(text)

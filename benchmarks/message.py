@@ -11,7 +11,7 @@ STAMP = slice(NUMBER.stop + 1, NUMBER.stop + 19)
 
 # An order that was shipped, as JSON 155 bytes.
 SIZE = 155
-_BARE = 117
+_BARE = 116
 
 BROADCAST = "broadcast"
 

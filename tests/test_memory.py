@@ -139,6 +139,13 @@ class TestHistory:
         memory.publish()
         assert memory.history(limit=1).position == memory.position()
 
+    @pytest.mark.xfail(reason="memory.py: a limit of 0 says that nothing was left out")
+    def test_a_limit_of_0_gets_nothing_and_no_further(self, memory):
+        start = memory.position()
+        memory.publish()
+        found = memory.history(after=start, limit=0)
+        assert found.position == start or not found.complete
+
     def test_a_position_of_another_epoch_or_above_the_top_is_not_complete(self, memory):
         top = memory.publish()
         for after in (Position("other", 1), Position(top.epoch, 2), Position("", 0)):
@@ -303,6 +310,12 @@ class TestForgetting:
         assert not memory.history(after=old).complete
         assert memory.publish(key="k").epoch != old.epoch  # keys are forgotten too
         assert len(memory.receiver.heard) == 2
+
+    def test_also_where_its_loop_was_closed_and_nothing_stopped_it(self, memory):
+        old = memory.publish()
+        memory.start()
+        assert memory.position().offset == 0
+        assert not memory.history(after=old).complete
 
     def test_stopping_twice_is_stopping_once(self, memory):
         memory.stop()

@@ -56,7 +56,8 @@ class Broadcaster(ABC):
     kind: ClassVar[str]
     features: ClassVar[frozenset[Feature]]
     embedded: ClassVar[bool] = False
-    """It delivers every channel by itself: `subscribe` and `unsubscribe` are never called."""
+    """It delivers every channel by itself, so `subscribe` and `unsubscribe` are never called, and its other
+    methods but `start` and `stop` never wait."""
 
     @abstractmethod
     async def start(self, receiver: Receiver) -> None:

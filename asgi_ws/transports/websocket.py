@@ -10,8 +10,7 @@ import logging
 import time
 from asyncio.tasks import _enter_task as enter_task
 from asyncio.tasks import _leave_task as leave_task
-from collections.abc import Awaitable, Generator
-from typing import Any
+from collections.abc import Awaitable
 
 from starlette.requests import HTTPConnection
 from starlette.types import Message, Receive, Scope, Send
@@ -19,6 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 from asgi_ws import endings
 from asgi_ws.auth import Authenticate
 from asgi_ws.codecs import Payload
+from asgi_ws.eager import begin
 from asgi_ws.endings import Ending
 from asgi_ws.outbox import Batch
 from asgi_ws.run import Run
@@ -33,27 +33,6 @@ logger = logging.getLogger("asgi_ws")
 CLOSE_TIMEOUT = 10.0
 # After so many messages the writer gives way, for a socket that takes them all never makes it wait.
 _STINT = 64
-
-
-class _Suspended:
-    """A `send` that was begun outside its task and had to wait: the task goes on with it."""
-
-    def __init__(self, steps: Generator[Any, Any, None], waits_for: Any) -> None:
-        self._steps = steps
-        self._waits_for = waits_for
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        waits_for = self._waits_for
-        try:
-            while True:
-                try:
-                    value = yield waits_for
-                except BaseException as error:
-                    waits_for = self._steps.throw(error)
-                else:
-                    waits_for = self._steps.send(value)
-        except StopIteration:
-            return
 
 
 class WebSocketLink:
@@ -150,15 +129,10 @@ class WebSocketLink:
     def _begin_send(self, message: Payload) -> bool:
         try:
             send = self._send({"type": "websocket.send", self._session.codec.kind: message})
-            steps = send.__await__()
-            waits_for = next(steps)
-        except StopIteration:
-            return True
+            self._started = begin(send)
         except Exception as error:
             self._started = _failed(error)
-        else:
-            self._started = _Suspended(steps, waits_for)
-        return False
+        return self._started is None
 
     async def _started_or_new(self, message: Payload) -> None:
         started, self._started = self._started, None

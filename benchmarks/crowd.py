@@ -1,0 +1,118 @@
+"""Many clients of one server."""
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable, Iterable
+from typing import Self
+
+from benchmarks import frames
+from benchmarks.client import Asker, Client, Listener, Opening
+from benchmarks.dialects import Dialect
+from benchmarks.order import Order
+from benchmarks.server import Server
+from benchmarks.tally import Tally
+from benchmarks.void import Void
+
+AT_ONCE = 64  # handshakes on their way
+DEADLINE = 120.0  # seconds for all handshakes
+_SETTLE = 0.2  # a rival may subscribe a moment after it has accepted
+_RESET = struct.pack("ii", 1, 0)
+
+
+class Crowd:
+    """Clients, from the handshake to the end; they share a tally.
+
+    Args:
+        role: What a client is once it is ready.
+        small: Whether to keep socket buffers small, here and, by a small segment size, at the server.
+    """
+
+    def __init__(
+        self, server: Server, *, role: Callable[[Opening], Client] = Listener, small: bool = False
+    ) -> None:
+        self.server = server
+        self.tally = Tally()
+        self.clients: list[Client] = []
+        self._dialect: Dialect = server.rival.dialect
+        self._role = role
+        self._small = small
+        self._room = asyncio.Semaphore(AT_ONCE)
+        self._welcome: set[asyncio.Future[None]] = set()
+        self._next = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.tally.fail("it is over")
+        for client in self.clients:
+            client.transport.abort()
+
+    async def join(self, count: int, channels: Callable[[int], list[str]] = lambda _: []) -> None:
+        """Connect clients and wait until all are ready.
+
+        Args:
+            channels: What the client of a number subscribes to, besides what it has anyway.
+
+        Raises:
+            Void: Some are not ready in time.
+        """
+        loop, before = asyncio.get_running_loop(), len(self.clients)
+        ready = loop.create_future()
+        try:
+            async with asyncio.timeout(DEADLINE):
+                for number in range(before, before + count):
+                    await self._room.acquire()
+                    await self._connect(channels(number), before + count, ready)
+                await ready
+        except TimeoutError:
+            raise Void(f"{len(self.clients)} of {before + count} sessions ready in {DEADLINE:g} s") from None
+        self.tally.check()
+
+    async def settle(self) -> None:
+        await asyncio.sleep(_SETTLE)
+        self.tally.check()
+
+    async def hear(self, **order: float) -> int:
+        """Have messages published, wait until all are delivered, return how many deliveries that were."""
+        wanted = Order(first=self._next, **order)  # type: ignore[arg-type]
+        each = wanted.turns if wanted.channels else wanted.turns * wanted.per_turn
+        self._next += each
+        self.tally.expect(each * len(self.clients))
+        await self.server.obey(wanted)
+        await self.tally.finish()
+        return each * len(self.clients)
+
+    def stop_reading(self) -> None:
+        for client in self.clients:
+            client.transport.pause_reading()
+
+    def askers(self) -> Iterable[Asker]:
+        return (client for client in self.clients if isinstance(client, Asker))
+
+    async def _connect(self, channels: list[str], target: int, ready: asyncio.Future[None]) -> None:
+        def become_ready(opening: Opening) -> None:
+            client = self._role(opening)
+            opening.transport.set_protocol(client)
+            client.rest = opening.rest
+            self.clients.append(client)
+            if len(self.clients) == target and not ready.done():
+                ready.set_result(None)
+
+        request = frames.request(self.server.port, self._dialect.resource(channels))
+        awaited = self._dialect.awaited(len(channels))
+        opening = Opening(self.tally, self._dialect, request, awaited, self._room.release, become_ready)
+        await asyncio.get_running_loop().create_connection(lambda: opening, sock=self._socket())
+
+    def _socket(self) -> socket.socket:
+        # A connect over loopback is done when it returns; a reset at the end leaves no TIME_WAIT behind.
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._small:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+        connection.connect(("127.0.0.1", self.server.port))
+        connection.setblocking(False)
+        return connection

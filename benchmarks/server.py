@@ -1,0 +1,114 @@
+"""A rival's process, and what the operating system says of it."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from benchmarks import machine
+from benchmarks.order import Order, Report
+from benchmarks.rivals import Rival
+from benchmarks.void import Void
+
+START = 30.0  # seconds until it must be up
+_PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
+
+
+class Server:
+    """A rival that runs, alone on its core.
+
+    Attributes:
+        rival: Which one.
+        port: Where it serves.
+        report: What it said of itself after the last order.
+    """
+
+    def __init__(
+        self, rival: Rival, port: int, pid: int, line: tuple[asyncio.StreamReader, asyncio.StreamWriter]
+    ) -> None:
+        self.rival = rival
+        self.port = port
+        self.pid = pid
+        self.report = Report()
+        self._reader, self._writer = line
+
+    async def obey(self, order: Order) -> None:
+        """Have it publish, and wait until it has."""
+        self._writer.write(msgspec.json.encode(order) + b"\n")
+        answer = await self._reader.readline()
+        if not answer:
+            raise Void("the server ended")
+        self.report = msgspec.json.decode(answer, type=Report)
+
+    def cpu(self) -> float:
+        """Return the seconds of CPU that all its threads have used, user and system, to the nanosecond."""
+        # The clock's id is as clock_getcpuclockid(3) makes it.
+        return time.clock_gettime((~self.pid << 3) | 2)
+
+    def waited(self) -> float:
+        """Return the seconds that its main thread was ready to run while somebody else had its core."""
+        return int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[1]) / 1e9
+
+    def memory(self) -> int:
+        """Return its resident memory in kB."""
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * _PAGE_KB
+
+
+@contextlib.asynccontextmanager
+async def running(rival: Rival) -> AsyncIterator[Server]:
+    """Run a rival until the block ends.
+
+    Raises:
+        Void: It does not start.
+    """
+    line: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Future()
+    control = await asyncio.start_server(lambda *ends: line.set_result(ends), "127.0.0.1", 0)
+    port = _free_port()
+    with tempfile.TemporaryFile() as log:
+        process = _start(rival, port, control.sockets[0].getsockname()[1], log)
+        try:
+            await _up(process, line, port, log)
+            yield Server(rival, port, process.pid, line.result())
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            control.close()
+
+
+def _start(rival: Rival, port: int, control: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("ASGI_WS_")}
+    theirs = {"BENCH_PORT": str(port), "BENCH_CONTROL": str(control), "PYTHONPATH": str(machine.ROOT)}
+    environment = {**ours, **theirs, **rival.environment()}
+    with machine.on_core(machine.SERVER_CORE):
+        return subprocess.Popen(rival.command(), cwd=machine.ROOT, env=environment, stdout=log, stderr=log)
+
+
+async def _up(
+    process: subprocess.Popen[bytes], line: asyncio.Future[object], port: int, log: IO[bytes]
+) -> None:
+    deadline = time.monotonic() + START
+    while not (line.done() and _answers(port)):
+        if process.poll() is not None or time.monotonic() > deadline:
+            log.seek(0)
+            raise Void(f"it does not start: {log.read()[-2000:].decode(errors='replace')}")
+        await asyncio.sleep(0.02)
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

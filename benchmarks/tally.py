@@ -1,0 +1,69 @@
+"""What the clients of one server have in common: how much is still due, and what went wrong."""
+
+import asyncio
+
+from benchmarks.void import Void
+
+STALL = 20.0  # seconds without any delivery after which a round is given up
+
+
+class Tally:
+    """Counts deliveries down.
+
+    Attributes:
+        frame, mark: How long the usual frame is, and where in it the message's number: what a client
+            looks at first. As long as none is known, nothing has that length.
+        latencies: Where nanoseconds from publish to client are noted, if they are wanted.
+    """
+
+    def __init__(self) -> None:
+        self.frame = 1 << 60
+        self.mark = 0
+        self.due = 0
+        self.latencies: list[int] | None = None
+        self._trouble: Void | None = None
+        self._done = asyncio.Event()
+
+    def expect(self, deliveries: int) -> None:
+        """Begin to count; what came before must have been all."""
+        self.check()
+        self.due += deliveries
+        self._done.clear()
+
+    def take(self, deliveries: int) -> None:
+        """Count deliveries that were just what was expected."""
+        self.due -= deliveries
+        if self.due == 0:
+            self._done.set()
+        elif self.due < 0:
+            self.fail(f"{-self.due} deliveries too many")
+
+    def fail(self, why: str) -> None:
+        """Make the round void; the first reason is the one that is told."""
+        self._trouble = self._trouble or Void(why)
+        self._done.set()
+
+    def check(self) -> None:
+        """Raise what went wrong, if anything did.
+
+        Raises:
+            Void: With the reason.
+        """
+        if self._trouble is not None:
+            raise self._trouble
+
+    async def finish(self) -> None:
+        """Wait until all is there.
+
+        Raises:
+            Void: Something went wrong, or nothing came any more.
+        """
+        while not self._done.is_set():
+            before = self.due
+            try:
+                async with asyncio.timeout(STALL):
+                    await self._done.wait()
+            except TimeoutError:
+                if self.due == before:
+                    self.fail(f"{self.due} deliveries missing after {STALL:g} s without one")
+        self.check()
