@@ -292,6 +292,8 @@ class FromThread:
         return self.publish(USER_PREFIX + user, event, data, key=key, exclude=exclude)
 
     def _wait(self, make: Callable[[], Any]) -> Position | None:
+        if not self._hub.settings.enabled:
+            return None
         lifecycle = self._hub._lifecycle
         position: Position | None = wait_for(make, None if lifecycle.run is None else lifecycle.loop)
         return position

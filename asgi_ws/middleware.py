@@ -33,9 +33,9 @@ class HubMiddleware:
     def _mounted(self, scope: Scope) -> Scope | None:
         if scope["type"] not in {"http", "websocket"}:
             return None
-        root = scope.get("root_path", "")
+        root, path = scope.get("root_path", ""), scope["path"]
         # A server's path has the root path in front; behind a proxy that strips it, it may have not.
-        local = scope["path"].removeprefix(root)
+        local = path.removeprefix(root) if path.startswith(root + "/") else path
         if local != self.prefix and not local.startswith(self.prefix + "/"):
             return None
         return {**scope, "root_path": root + self.prefix, "path": root + local}

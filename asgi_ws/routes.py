@@ -1,5 +1,6 @@
 """The hub's own URLs, relative to where it is mounted."""
 
+import asyncio
 import hmac
 import importlib.resources
 import logging
@@ -15,7 +16,7 @@ from asgi_ws import endings
 from asgi_ws.auth import Authenticate, bearer_token
 from asgi_ws.endings import Ending
 from asgi_ws.errors import HubError
-from asgi_ws.run import Run
+from asgi_ws.run import HEALTH_WAIT, Run
 from asgi_ws.settings import Settings
 from asgi_ws.transports import websocket
 from asgi_ws.transports.handshake import denial
@@ -102,9 +103,13 @@ class Routes:
         if request.query_params.get("probe") == "live":
             return JSONResponse({"status": "live", "version": __version__})
         try:
-            health = await (await self._hub.current()).health()
+            async with asyncio.timeout(HEALTH_WAIT):
+                run = await self._hub.current()
+            health = await run.health()
         except HubError as error:
             health = {"status": "unhealthy", "reason": str(error)}
+        except TimeoutError:
+            health = {"status": "unhealthy", "reason": "the hub is still starting"}
         status = 503 if health["status"] == "unhealthy" else 200
         return JSONResponse({**health, "version": __version__}, status)
 

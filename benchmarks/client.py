@@ -6,6 +6,7 @@ A delivery that is like the one before it costs two slices and a comparison; any
 import asyncio
 import time
 from collections.abc import Callable
+from typing import cast
 
 from benchmarks import frames
 from benchmarks.dialects import Dialect
@@ -60,19 +61,21 @@ class Opening(Client):
     Args:
         request: The handshake.
         awaited: After how many messages it is welcome, and after how many ready.
-        welcome, ready: Called then.
+        welcome: Called when it is welcome.
+        ready: Called when it is ready; returns who takes its place.
     """
 
-    __slots__ = ("_awaited", "_heard", "_ready", "_request", "_upgraded", "_welcome")
+    __slots__ = ("_awaited", "_heard", "_heir", "_ready", "_request", "_upgraded", "_welcome")
 
     def __init__(
         self,
         tally: Tally,
         dialect: Dialect,
+        *,
         request: bytes,
         awaited: tuple[int, int],
         welcome: Callable[[], None],
-        ready: Callable[["Opening"], None],
+        ready: Callable[["Opening"], Client],
     ) -> None:
         super().__init__(tally, dialect)
         self._request = request
@@ -80,28 +83,36 @@ class Opening(Client):
         self._welcome = welcome
         self._ready = ready
         self._heard = 0
+        self._heir: Client | None = None
         self._upgraded = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.write(self._request)
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         if self._upgraded:
-            self.read(data)
+            self._read_on(data)
             return
         self.rest += data
         head, end, rest = self.rest.partition(b"\r\n\r\n")
         if end:
-            self._upgrade(head)
             self.rest = b""
-            self.read(rest)
+            self._upgrade(head)
+            self._read_on(rest)
 
     def text(self, data: bytes, frame: Frame) -> None:
+        if self._heir is not None:
+            self._heir.text(data, frame)
+            return
         self._heard += 1
         self._answer(data, frame)
         self._progress()
+
+    def _read_on(self, data: bytes) -> None:
+        self.read(data)
+        if self._heir is not None:
+            self._heir.rest = self.rest
 
     def _upgrade(self, head: bytes) -> None:
         if not head.startswith(b"HTTP/1.1 101 "):
@@ -118,7 +129,7 @@ class Opening(Client):
         if self._heard == welcome:
             self._welcome()
         if self._heard == ready:
-            self._ready(self)
+            self._heir = self._ready(self)
 
 
 class Listener(Client):
@@ -139,7 +150,8 @@ class Listener(Client):
             return
         self.expected += count
         if tally.latencies is not None:
-            self._note(data, count)
+            for frame in range(count):
+                self._note(data, tally.mark + frame * tally.frame)
         tally.take(count)
 
     def text(self, data: bytes, frame: Frame) -> None:
@@ -153,7 +165,7 @@ class Listener(Client):
             self.tally.fail(f"expected message {self.expected}, got {number}")
         self.expected = number + 1
         if self.tally.latencies is not None:
-            self._note(data[mark - self.tally.mark :], 1)
+            self._note(data, mark)
         if not self.dialect.replies:
             self.tally.frame, self.tally.mark = frame.end - frame.start, mark - frame.start
         self.tally.take(1)
@@ -164,12 +176,10 @@ class Listener(Client):
             count == 1 or data.startswith(b"%b%08d" % (MARK, self.expected + count - 1), last)
         )
 
-    def _note(self, data: bytes, count: int) -> None:
-        now, tally = time.monotonic_ns(), self.tally
-        assert tally.latencies is not None
-        for frame in range(count):
-            mark = tally.mark + frame * tally.frame
-            tally.latencies.append(now - int(data[mark + STAMP.start : mark + STAMP.stop]))
+    def _note(self, data: bytes, mark: int) -> None:
+        assert self.tally.latencies is not None
+        published = int(data[mark + STAMP.start : mark + STAMP.stop])
+        self.tally.latencies.append(time.monotonic_ns() - published)
 
 
 class Asker(Client):
@@ -201,6 +211,7 @@ class Asker(Client):
             self.tally.fail("an answer did not fit its question")
         if self.tally.latencies is not None:
             self.tally.latencies.append(time.monotonic_ns() - self._asked)
-        self.tally.take(1)
         if self.asking:
             self.ask()
+        else:
+            self.tally.take(1)

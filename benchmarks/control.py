@@ -51,4 +51,4 @@ def _addresses(order: Order, turn: int) -> list[tuple[int, str]]:
         return [(first + n, BROADCAST) for n in range(order.per_turn)]
     number = order.first + turn
     first = number * order.per_turn % order.channels
-    return [(number, f"c{first + n}") for n in range(order.per_turn)]
+    return [(number, f"c:{first + n}") for n in range(order.per_turn)]

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Self
 
 from benchmarks import frames
@@ -12,10 +12,8 @@ from benchmarks.dialects import Dialect
 from benchmarks.order import Order
 from benchmarks.server import Server
 from benchmarks.tally import Tally
-from benchmarks.void import Void
 
 AT_ONCE = 64  # handshakes on their way
-DEADLINE = 120.0  # seconds for all handshakes
 _SETTLE = 0.2  # a rival may subscribe a moment after it has accepted
 _RESET = struct.pack("ii", 1, 0)
 
@@ -38,7 +36,6 @@ class Crowd:
         self._role = role
         self._small = small
         self._room = asyncio.Semaphore(AT_ONCE)
-        self._welcome: set[asyncio.Future[None]] = set()
         self._next = 0
 
     async def __aenter__(self) -> Self:
@@ -58,17 +55,15 @@ class Crowd:
         Raises:
             Void: Some are not ready in time.
         """
-        loop, before = asyncio.get_running_loop(), len(self.clients)
-        ready = loop.create_future()
+        first = len(self.clients)
+        self.tally.expect(count)
+        connecting = asyncio.get_running_loop().create_task(
+            self._connect_all([channels(number) for number in range(first, first + count)])
+        )
         try:
-            async with asyncio.timeout(DEADLINE):
-                for number in range(before, before + count):
-                    await self._room.acquire()
-                    await self._connect(channels(number), before + count, ready)
-                await ready
-        except TimeoutError:
-            raise Void(f"{len(self.clients)} of {before + count} sessions ready in {DEADLINE:g} s") from None
-        self.tally.check()
+            await self.tally.finish()
+        finally:
+            connecting.cancel()
 
     async def settle(self) -> None:
         await asyncio.sleep(_SETTLE)
@@ -88,22 +83,43 @@ class Crowd:
         for client in self.clients:
             client.transport.pause_reading()
 
-    def askers(self) -> Iterable[Asker]:
-        return (client for client in self.clients if isinstance(client, Asker))
+    async def ask(self, seconds: float) -> None:
+        """Have every client ask, again and again for a while, and wait for the last answers."""
+        askers = [client for client in self.clients if isinstance(client, Asker)]
+        self.tally.expect(len(askers))
+        for asker in askers:
+            asker.ask()
+            asker.asking = True
+        await asyncio.sleep(seconds)
+        for asker in askers:
+            asker.asking = False
+        await self.tally.finish()
 
-    async def _connect(self, channels: list[str], target: int, ready: asyncio.Future[None]) -> None:
-        def become_ready(opening: Opening) -> None:
-            client = self._role(opening)
-            opening.transport.set_protocol(client)
-            client.rest = opening.rest
-            self.clients.append(client)
-            if len(self.clients) == target and not ready.done():
-                ready.set_result(None)
+    async def _connect_all(self, subscriptions: list[list[str]]) -> None:
+        try:
+            for channels in subscriptions:
+                await self._room.acquire()
+                await self._connect(channels)
+        except OSError as error:
+            self.tally.fail(f"a session could not connect: {error}")
 
-        request = frames.request(self.server.port, self._dialect.resource(channels))
-        awaited = self._dialect.awaited(len(channels))
-        opening = Opening(self.tally, self._dialect, request, awaited, self._room.release, become_ready)
+    async def _connect(self, channels: list[str]) -> None:
+        opening = Opening(
+            self.tally,
+            self._dialect,
+            request=frames.request(self.server.port, self._dialect.resource(channels)),
+            awaited=self._dialect.awaited(len(channels)),
+            welcome=self._room.release,
+            ready=self._admit,
+        )
         await asyncio.get_running_loop().create_connection(lambda: opening, sock=self._socket())
+
+    def _admit(self, opening: Opening) -> Client:
+        client = self._role(opening)
+        opening.transport.set_protocol(client)
+        self.clients.append(client)
+        self.tally.take(1)
+        return client
 
     def _socket(self) -> socket.socket:
         # A connect over loopback is done when it returns; a reset at the end leaves no TIME_WAIT behind.

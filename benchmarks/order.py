@@ -10,7 +10,7 @@ class Order(msgspec.Struct, kw_only=True):
 
     Attributes:
         first: The number of the first message; they count up.
-        channels: 0: everything goes to `broadcast`. Else to the channels `c0`, `c1`, ..: a turn's
+        channels: 0: everything goes to `broadcast`. Else to the channels `c:0`, `c:1`, ..: a turn's
             messages all have the turn's number and go to neighbouring channels, the next turn's to the
             next ones, so that a session with one channel in each neighbourhood hears each number once.
     """

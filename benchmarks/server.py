@@ -98,9 +98,13 @@ async def _up(
     deadline = time.monotonic() + START
     while not (line.done() and _answers(port)):
         if process.poll() is not None or time.monotonic() > deadline:
-            log.seek(0)
-            raise Void(f"it does not start: {log.read()[-2000:].decode(errors='replace')}")
+            raise Void(f"it does not start: {_last_line(log)}")
         await asyncio.sleep(0.02)
+
+
+def _last_line(log: IO[bytes]) -> str:
+    log.seek(0)
+    return (log.read().decode(errors="replace").strip().splitlines() or ["it says nothing"])[-1]
 
 
 def _answers(port: int) -> bool:

@@ -13,7 +13,6 @@ import msgspec
 
 from asgi_ws.broadcasters import Broadcaster, History
 from asgi_ws.codecs import JSON
-from asgi_ws.metrics import Metrics
 from asgi_ws.publication import Position, Publication
 
 DEADLINE = 10.0  # seconds that anything may take here
@@ -62,6 +61,33 @@ class Clock:
         return self.now
 
 
+class TimeTravel(asyncio.SelectorEventLoop):
+    """A loop whose time stands still while there is something to do, and jumps to the next timer else."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        super().__init__()
+
+    def time(self) -> float:
+        return self.now
+
+    def _run_once(self) -> None:
+        timers = [timer.when() for timer in self._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
+        if timers and not self._ready:  # type: ignore[attr-defined]
+            self.now = max(self.now, min(timers))
+        super()._run_once()  # type: ignore[misc]
+
+    def timers(self) -> int:
+        """How many timers are set."""
+        return sum(not timer.cancelled() for timer in self._scheduled)  # type: ignore[attr-defined]
+
+
+def travel(main: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine where sleeping takes no time."""
+    with asyncio.Runner(loop_factory=TimeTravel) as runner:
+        return runner.run(main)
+
+
 class FakeReceiver:
     """Hears what a broadcaster delivers; as a node does, in its place."""
 
@@ -100,8 +126,10 @@ class FakeBroker(Broadcaster):
         self.epochs: dict[str, str] = defaultdict(lambda: "e1")
         self.logs: dict[str, list[Publication]] = defaultdict(list)
         self.tops: dict[str, int] = defaultdict(int)
+        self.keys: dict[Any, Position | None] = {}
         self.receiver: Any = None
         self.starts = self.stops = 0
+        self.running = False
 
     def called(self, name: str) -> list[str]:
         return [channel for call, channel in self.calls if call == name]
@@ -129,11 +157,13 @@ class FakeBroker(Broadcaster):
         self.starts += 1
         await self._begin("start")
         self.receiver = receiver
+        self.running = True
 
     async def stop(self) -> None:
         self.stops += 1
         await self._begin("stop")
         self.channels.clear()
+        self.running = False
 
     async def ping(self) -> float:
         await self._begin("ping")
@@ -141,9 +171,14 @@ class FakeBroker(Broadcaster):
 
     async def publish(self, publication: Publication, retention: Any) -> Position | None:
         await self._begin("publish", publication.channel)
+        assert self.running, "published between a stop and the next start"
+        place = publication.channel, publication.key
+        if publication.key is not None and place in self.keys:
+            return self.keys[place]
         position = None
         if retention.size and "history" in self.features:
             position = self.keep(publication)
+        self.keys[place] = position
         self.emit(publication)
         return position
 
@@ -192,15 +227,19 @@ class FakeBroker(Broadcaster):
 
 
 class FakeSubscriber:
-    """Who hears a channel; everything it is handed ends up, read, in `messages`."""
+    """Who hears a channel; everything it was handed is, read, in `messages`."""
 
     def __init__(self, codec: Any = JSON) -> None:
         self.id = f"s{next(_ids)}"
         self.codec = codec
-        self.messages: list[dict[str, Any]] = []
         self.writes = 0
         self.batches: list[Any] = []
         self._collected: list[Any] = []
+        self._payloads: list[Any] = []
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        return [self._read(payload) for payload in self._payloads]
 
     def deliver(self, batch: Any) -> None:
         self.collect(batch)
@@ -208,18 +247,18 @@ class FakeSubscriber:
 
     def collect(self, batch: Any) -> None:
         self.batches.append(batch)
-        self._collected += [self._read(payload) for payload in batch.payloads]
+        self._collected += batch.payloads
 
     def wake(self) -> None:
         self.writes += 1
-        self.messages += self._collected
+        self._payloads += self._collected
         self._collected = []
 
     def replay(self, batch: Any) -> None:
         self.deliver(batch)
 
     def tell(self, message: Any) -> None:
-        self.messages.append(self._read(self.codec.encode(message)))
+        self._payloads.append(self.codec.encode(message))
 
     def heard(self, field: str = "data") -> list[Any]:
         """One field of every event, in order."""
@@ -227,7 +266,10 @@ class FakeSubscriber:
 
     def _read(self, payload: Any) -> dict[str, Any]:
         decode = msgspec.json.decode if self.codec.kind == "text" else msgspec.msgpack.decode
-        return decode(payload)
+        try:
+            return decode(payload)
+        except msgspec.DecodeError:
+            return {"type": "unreadable"}
 
 
 class Client:
@@ -272,8 +314,12 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         self.resume()
         self.leave()
+        await self.ended()
+
+    async def ended(self) -> None:
+        """Wait until the app is done with this connection."""
         async with asyncio.timeout(DEADLINE):
-            await self._task
+            await asyncio.shield(self._task)
 
     def leave(self, code: int = 1001) -> None:
         """Be gone; nothing more is read."""
@@ -320,7 +366,3 @@ class Client:
         elif message["type"] == "websocket.close":
             self.closed = message
             self.leave(message["code"])
-
-
-def metrics() -> Metrics:
-    return Metrics()

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -231,7 +232,6 @@ async def test_a_disabled_hub_broadcasts_nothing_and_the_handlers_are_called():
 
 
 async def test_a_stop_waits_for_the_handlers_but_not_for_ever(monkeypatch):
-    monkeypatch.setattr(module, "STOP_WAIT", 0.05)
     heard, ended = Heard(), asyncio.Event()
 
     async def never(data):
@@ -245,6 +245,7 @@ async def test_a_stop_waits_for_the_handlers_but_not_for_ever(monkeypatch):
             reactor.on("tick", heard.later)
             reactor.emit_nowait("tick", 1)
         assert heard == [1]
+        monkeypatch.setattr(module, "STOP_WAIT", 0.05)
         async with reactor:
             reactor.on("tick", never)
             reactor.emit_nowait("tick", 2)
@@ -495,8 +496,9 @@ async def test_whoever_disconnects_is_forgotten_and_the_others_go_on(example):
         assert example.get("/ws/status").json()["subscriptions"] == 1
     await example.empty()
     after = await example.stats()
-    assert sum(after["disconnects"].values()) == sum(before["disconnects"].values()) + 3
-    assert after["disconnects"]["1000"] >= 2
+    ended = Counter(after["disconnects"]) - Counter(before["disconnects"])
+    assert ended.pop("1000") == 2
+    assert list(ended.values()) == [1]  # 1006 by the RFC; uvicorn says 1005
 
 
 async def test_the_page_and_its_script(example):
@@ -544,6 +546,8 @@ globalThis.WebSocket = class extends WebSocket {
   constructor(...args) {
     super(...args);
     globalThis.socket = this;
+    // Node 20 has no close event for a connection that failed; every browser does.
+    this.onerror = () => this.onclose?.({ code: 1006, reason: "" });
   }
 };
 for (const type of ["reactor:open", "reactor:closed", "reactor:missed", "note.added"]) {

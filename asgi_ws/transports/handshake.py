@@ -1,5 +1,6 @@
 """Who may connect, decided before a session exists."""
 
+import asyncio
 import logging
 from typing import NamedTuple
 
@@ -53,12 +54,19 @@ async def shake(connection: HTTPConnection, run: Run, authenticate: Authenticate
     settings = run.settings
     if not settings.enabled:
         raise Refused(endings.TRY_LATER.because("disabled (ASGI_WS_ENABLED)"), "disabled")
-    if settings.max_connections is not None and len(run.sessions) >= settings.max_connections:
-        raise Refused(endings.OVER_CAPACITY, "capacity")
+    _check_capacity(run)
     _check_origin(connection, settings)
     codec = _negotiate(connection)
     asked = _asked(connection)
-    return Handshake(codec, await _identify(connection, authenticate), asked)
+    identity = await _identify(connection, authenticate, settings.command_timeout)
+    _check_capacity(run)  # others have connected meanwhile
+    return Handshake(codec, identity, asked)
+
+
+def _check_capacity(run: Run) -> None:
+    most = run.settings.max_connections
+    if most is not None and len(run.sessions) >= most:
+        raise Refused(endings.OVER_CAPACITY, "capacity")
 
 
 def _check_origin(connection: HTTPConnection, settings: Settings) -> None:
@@ -101,9 +109,14 @@ def _resume(text: str) -> Subscribe:
     return Subscribe(channel=channel, epoch=epoch or None, offset=int(offset))
 
 
-async def _identify(connection: HTTPConnection, authenticate: Authenticate | None) -> Identity | None:
+async def _identify(
+    connection: HTTPConnection, authenticate: Authenticate | None, seconds: float
+) -> Identity | None:
     try:
-        return await identify(connection, authenticate)
+        async with asyncio.timeout(seconds):
+            return await identify(connection, authenticate)
+    except TimeoutError as error:
+        raise Refused(endings.AUTH_TIMED_OUT, "timeout") from error
     except Unauthorized as error:
         ending = endings.UNAUTHORIZED
         raise Refused(ending.because(str(error) or ending.reason), "unauthorized") from error

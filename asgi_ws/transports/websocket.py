@@ -5,6 +5,7 @@ holds up nobody. A WebSocket always needs a reader: while none waits, uvicorn re
 """
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import time
@@ -142,7 +143,7 @@ class WebSocketLink:
             await started
 
     def _stop_reading(self, after: float) -> None:
-        if not self._deadline.expired():
+        with contextlib.suppress(RuntimeError):  # it has stopped already
             self._deadline.reschedule(asyncio.get_running_loop().time() + after)
 
 
