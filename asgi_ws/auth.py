@@ -38,9 +38,13 @@ async def identify(connection: HTTPConnection, authenticate: Authenticate | None
     if authenticate is None:
         return _authenticated_user(connection)
     identity = await authenticate(connection, bearer_token(connection))
-    if identity is None or isinstance(identity, Identity):
-        return identity
-    raise TypeError(f"expected authenticate to return an Identity or None, got {type(identity).__name__}")
+    if identity is None:
+        return None
+    if not isinstance(identity, Identity):
+        raise TypeError(f"expected authenticate to return an Identity or None, got {type(identity).__name__}")
+    if not isinstance(identity.user, str):
+        raise TypeError(f"expected the user of an Identity to be a str, got {type(identity.user).__name__}")
+    return identity
 
 
 def bearer_token(connection: HTTPConnection) -> str | None:

@@ -1,12 +1,14 @@
 """What an application declares about a channel, and asks of who wants to hear it."""
 
 import inspect
+import types
 import typing
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, Self, overload
 
 import msgspec
 
+from asgi_ws.codecs import dump_model
 from asgi_ws.errors import NotRunning, SettingsError, Undeclared
 from asgi_ws.patterns import Pattern, check_event
 from asgi_ws.publication import Position, Retention
@@ -197,18 +199,21 @@ def _session_parameter(right: SubscribeRight, pattern: Pattern) -> str | None:
     name = getattr(right, "__qualname__", repr(right))
     if not inspect.iscoroutinefunction(right):
         raise TypeError(f"expected the function of channel {pattern.text!r} to be async, got {name}")
-    session = None
+    sessions: list[str] = []
     hints = _hints(right)
     for parameter in inspect.signature(right).parameters.values():
-        if hints.get(parameter.name) in {Session, "Session"}:
-            session = parameter.name
-        elif parameter.kind is parameter.POSITIONAL_ONLY or parameter.name not in pattern.params:
+        is_session = hints.get(parameter.name) in {Session, "Session"}
+        if is_session and not sessions and parameter.kind is not parameter.POSITIONAL_ONLY:
+            sessions.append(parameter.name)
+        elif (
+            is_session or parameter.kind is parameter.POSITIONAL_ONLY or parameter.name not in pattern.params
+        ):
             expected = ", ".join(["a Session", *pattern.params])
             raise TypeError(f"expected the parameters of {name} to be {expected}, got {parameter}")
     missing = set(pattern.params) - set(inspect.signature(right).parameters)
     if missing:
         raise TypeError(f"expected {name} to take the pattern's {', '.join(sorted(missing))}, got none")
-    return session
+    return sessions[0] if sessions else None
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
@@ -219,15 +224,43 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _check_data(event: str, data: Any, kind: Any) -> None:
-    if kind is Any or (isinstance(kind, type) and isinstance(data, kind)):
-        return
     try:
-        if hasattr(kind, "model_validate"):
-            kind.model_validate(data)
-        else:
-            msgspec.convert(msgspec.to_builtins(data), kind)
-    except (msgspec.ValidationError, ValueError, TypeError) as error:
+        _conform(data, kind)
+    except (ValueError, TypeError) as error:  # ValidationError is a ValueError, Pydantic's too
         expected = getattr(kind, "__name__", kind)
         raise TypeError(
             f"expected the data of event {event!r} to be {expected}, got {type(data).__name__}: {error}"
         ) from error
+
+
+def _conform(data: Any, kind: Any) -> None:
+    if kind is Any or _is_instance(data, kind):
+        return
+    if typing.get_origin(kind) in {typing.Union, types.UnionType}:
+        _conform_to_one(data, typing.get_args(kind))
+    else:
+        msgspec.convert(msgspec.to_builtins(data, enc_hook=dump_model), kind, dec_hook=_read_model)
+
+
+def _conform_to_one(data: Any, kinds: Sequence[Any]) -> None:
+    errors = []
+    for kind in kinds:
+        try:
+            return _conform(data, kind)
+        except (ValueError, TypeError) as error:
+            errors.append(str(error))
+    raise TypeError("; ".join(errors))
+
+
+def _is_instance(data: Any, kind: Any) -> bool:
+    try:
+        return isinstance(data, kind)
+    except TypeError:  # a TypedDict, or a generic
+        return False
+
+
+def _read_model(kind: Any, value: Any) -> Any:
+    read = getattr(kind, "model_validate", None)
+    if read is None:
+        raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
+    return read(value)

@@ -74,7 +74,10 @@ cli.add_command(
 @click.option("--check", is_flag=True, help="Exit with 1 if a value is wrong or a name unknown.")
 def config(*, check: bool) -> None:
     """Print every setting with its value, and where that comes from."""
-    Hub() if check else settings.Settings.load()  # both log what is unknown; a hub finds its broadcaster
+    if check:
+        Hub()  # which finds its broadcaster, too
+    else:
+        settings.Settings.load()  # both log what is unknown
     rows = [
         (setting.variable, setting.value, setting.origin, setting.unit, setting.description)
         for setting in settings.describe()

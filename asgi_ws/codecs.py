@@ -198,7 +198,8 @@ def _to_json(data: Any) -> bytes:
         raise TypeError(f"expected data that JSON can carry, got {type(data).__name__}: {error}") from error
 
 
-def _pydantic(value: Any) -> Any:
+def dump_model(value: Any) -> Any:
+    """Return a Pydantic model as msgspec can encode it; `TypeError` for anything else."""
     # Pydantic is not a dependency: its models are known by their method.
     dump = getattr(type(value), "model_dump", None)
     if dump is None:
@@ -246,7 +247,7 @@ def _reason(error: Exception) -> str:
 
 
 _BAD = (msgspec.MsgspecError, RecursionError, ValueError)
-_encoder = msgspec.json.Encoder(enc_hook=_pydantic)
+_encoder = msgspec.json.Encoder(enc_hook=dump_model)
 
 JSON = JsonCodec()
 MSGPACK = MsgpackCodec()

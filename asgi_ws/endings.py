@@ -29,7 +29,9 @@ class Ending(NamedTuple):
 
     def because(self, reason: str) -> "Ending":
         """Return the same ending with a reason of its own, cut to what a close frame can carry."""
-        return self._replace(reason=reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore"))
+        return self._replace(
+            reason=reason.encode(errors="replace")[:MAX_REASON_BYTES].decode(errors="ignore")
+        )
 
 
 def delay_of(code: int) -> tuple[float, float] | None:

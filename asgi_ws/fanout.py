@@ -7,15 +7,12 @@ and channels cost nothing. A flush for very many sessions is cut into slices, be
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Iterator
 
 from asgi_ws.metrics import Metrics
 from asgi_ws.publication import Publication
 from asgi_ws.topic import Topic, Touched
-
-logger = logging.getLogger("asgi_ws")
 
 # A turn is flushed at once when it holds this much, so that it stays bounded in memory and in time.
 TURN_MESSAGES = 1000
@@ -97,17 +94,9 @@ class Fanout:
             dirty, self._dirty = self._dirty, []
             touched = self._touched if len(dirty) > 1 else None
             for topic in dirty:
-                yield from self._deliver_topic(topic, touched)
+                while topic.step(touched):
+                    yield
             self._wake_touched()
-
-    def _deliver_topic(self, topic: Topic, touched: Touched | None) -> Iterator[None]:
-        try:
-            while topic.step(touched):
-                yield
-        except Exception:  # one channel's trouble is not the others'
-            logger.exception("a turn of channel %r was not delivered to all", topic.channel)
-            self._metrics.broadcaster_gaps += 1
-            topic.abandon()
 
     def _wake_touched(self) -> None:
         touched = tuple(self._touched)

@@ -1,6 +1,7 @@
 """One timer for all sessions: pings, stuck writes, the loop's lag. It runs while there is a session."""
 
 import asyncio
+import math
 from typing import Protocol, cast
 
 from asgi_ws.metrics import Metrics
@@ -28,8 +29,9 @@ class Heartbeat:
     """
 
     def __init__(self, interval: float, send_timeout: float, pace: Pace, metrics: Metrics) -> None:
-        self._tick = min(_TICK, interval, send_timeout)
-        self._slots: list[set[Beating]] = [set() for _ in range(max(1, round(interval / self._tick)))]
+        slots = math.ceil(interval / min(_TICK, send_timeout))
+        self._tick = interval / slots
+        self._slots: list[set[Beating]] = [set() for _ in range(slots)]
         self._slot_of: dict[Beating, set[Beating]] = {}
         self._hand = 0
         self._send_timeout = send_timeout

@@ -42,10 +42,12 @@ class Hub(Router):
     def __init__(self, *, broadcaster: str | Broadcaster | None = None, **settings: Any) -> None:
         super().__init__()
         if isinstance(broadcaster, str):
-            settings["broadcaster"] = broadcaster
+            settings["broadcaster"], broadcaster = broadcaster, None
         self.settings = Settings.load(os.environ, **settings)
         self.authenticator: Authenticate | None = None
-        self._broadcaster = broadcaster if isinstance(broadcaster, Broadcaster) else from_url(self.settings)
+        self._broadcaster = (
+            from_url(self.settings) if broadcaster is None else _check_broadcaster(broadcaster)
+        )
         self._failed_before_start = 0
         self._backlog = Backlog(self._count_failed)
         self._lifecycle = Lifecycle(repr(self), self._make_run, self._started, self._backlog.close)
@@ -90,6 +92,10 @@ class Hub(Router):
         """Whether it is the one that `get_hub` finds: two hubs in a process differ in their namespace."""
         return self.settings.namespace == DEFAULT_NAMESPACE
 
+    def serves(self, scope: Scope) -> bool:
+        """Whether a request is for one of the hub's own routes, or for an application behind it."""
+        return self._routes.serve(scope)
+
     def put_into(self, scope: Scope) -> None:
         """Let a request find this hub in its state."""
         if self.is_default:
@@ -130,7 +136,11 @@ class Hub(Router):
             return None
         publication, retention = self._publication(channel, event, data, key, exclude)
         run = await self._lifecycle.current()
-        return await run.node.publish(publication, retention)
+        try:
+            return await run.node.publish(publication, retention)
+        except Exception:
+            run.metrics.publish_failed += 1
+            raise
 
     async def broadcast(
         self, event: str, data: Any, *, key: str | None = None, exclude: str | None = None
@@ -150,7 +160,8 @@ class Hub(Router):
         """Publish from any thread, the loop's own included, before the start too; never blocks.
 
         What cannot be sent raises now, as `publish` does; what fails later is counted in
-        `publish_failed` and logged once per episode. At most 10,000 wait.
+        `publish_failed` and logged once per episode. At most 10,000 wait. These keep their order among
+        themselves; an awaited publish may overtake them.
         """
         if self.settings.enabled:
             self._put(*self._publication(channel, event, data, key, exclude))
@@ -208,8 +219,7 @@ class Hub(Router):
             raise Undeclared(self._undeclared(channel))
         declared, _ = found
         declared.check_event(event, data)
-        if key is not None and not 1 <= len(key.encode()) <= MAX_KEY_BYTES:
-            raise BadRequest(f"expected a key of 1 to {MAX_KEY_BYTES} bytes, got {brief(key)}")
+        _check_key(key)
         encoded, binary = encode_data(data, self.settings.max_event_bytes)
         publication = Publication(
             channel=channel,
@@ -297,6 +307,21 @@ class FromThread:
         lifecycle = self._hub._lifecycle
         position: Position | None = wait_for(make, None if lifecycle.run is None else lifecycle.loop)
         return position
+
+
+def _check_broadcaster(broadcaster: object) -> Broadcaster:
+    if isinstance(broadcaster, Broadcaster):
+        return broadcaster
+    raise TypeError(f"expected a broadcaster's URL or a Broadcaster, got {broadcaster!r}")
+
+
+def _check_key(key: object) -> None:
+    if key is None:
+        return
+    # A lone surrogate is no text that UTF-8 can carry; replaced by nothing, it is missing in the count.
+    size = len(key.encode(errors="ignore")) if isinstance(key, str) else 0
+    if not (isinstance(key, str) and len(key) <= size <= MAX_KEY_BYTES and key):
+        raise BadRequest(f"expected a key of 1 to {MAX_KEY_BYTES} bytes, got {brief(key)}")
 
 
 async def get_hub(connection: HTTPConnection) -> Hub:

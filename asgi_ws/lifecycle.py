@@ -37,6 +37,7 @@ class Lifecycle:
         self._stopping = stopping
         self._holders = 0
         self._start: asyncio.Task[Run] | None = None
+        self._end: asyncio.Future[None] | None = None
         self._stopped = False
         self.loop: asyncio.AbstractEventLoop | None = None
         self.run: Run | None = None
@@ -50,8 +51,6 @@ class Lifecycle:
         """
         self._claim_loop()
         self._stopped = False
-        if self._start is not None and self._start.done() and self.run is None:
-            self._start = None  # an earlier start failed
         self._holders += 1
         try:
             await self._begin()
@@ -61,14 +60,10 @@ class Lifecycle:
 
     async def leave(self) -> None:
         """Let go; the last one stops the hub. Without an `enter` before it, nothing happens."""
-        if self._holders == 1 and self.run is not None:
-            await self._stopping()
-        self._holders = max(0, self._holders - 1)
-        if self._holders or self.run is None:
-            return
-        self._stopped = True
-        run, self.run, self._start = self.run, None, None
-        await run.stop()
+        if self._holders:
+            self._holders -= 1
+            if not self._holders and self.run is not None:
+                await self._finish(self.run)
 
     async def current(self) -> Run:
         """Return the run in hand; where nobody has entered, start.
@@ -78,7 +73,7 @@ class Lifecycle:
             WrongLoop: It runs in another loop, which is still open.
             SettingsError: It cannot start as it is configured.
         """
-        if self.run is not None and self.loop is asyncio.get_running_loop():
+        if self.run is not None and self.loop is _running_loop():
             return self.run
         self._claim_loop()
         if self._stopped:
@@ -91,7 +86,7 @@ class Lifecycle:
         loop = _running_loop()
         if loop is self.loop:
             return
-        if self.loop is not None and not self.loop.is_closed() and self._start is not None:
+        if self.loop is not None and not self.loop.is_closed() and self._lives:
             raise WrongLoop(
                 f"expected {self._name} to be used from the event loop that it runs in, got another one; in "
                 "tests enter the client first (with TestClient(app) as client:), from a thread use "
@@ -101,19 +96,39 @@ class Lifecycle:
             self._forget()
         self.loop = loop
 
+    @property
+    def _lives(self) -> bool:
+        return self.run is not None or (self._start is not None and not self._start.done())
+
     def _forget(self) -> None:
         # The loop was closed under it: what ran in it is no more.
-        self.run = self._start = None
+        self.run = self._start = self._end = None
         self._holders = 0
         self._stopped = False
 
     async def _begin(self) -> Run:
-        if self._start is None:
+        if self._end is not None and self.run is None:
+            await asyncio.shield(self._end)  # a start begins after the stop before it
+        if self._start is None or (self._holders and not self._lives):  # an earlier one may have failed
             if not self._holders:
                 logger.info("%s starts on its first use: no lifespan has started it", self._name)
             self._start = asyncio.get_running_loop().create_task(self._make_and_start())
         # One start for all who wait; it goes on if the first of them gives up.
         return await asyncio.shield(self._start)
+
+    async def _finish(self, run: Run) -> None:
+        end = self._end = asyncio.get_running_loop().create_future()
+        try:
+            await self._stopping()
+            if self._holders:  # somebody has come meanwhile
+                self._started()
+                return
+            self._stopped = True
+            self.run = self._start = None
+            await run.stop()
+        finally:
+            self._end = None
+            end.set_result(None)
 
     async def _make_and_start(self) -> Run:
         run = self._make()

@@ -16,7 +16,9 @@ class Histogram:
         self.count = 0
 
     def observe(self, seconds: float, times: int = 1) -> None:
-        """Count a duration, as often as it occurred."""
+        """Count a duration, as often as it occurred; what is no number is not counted."""
+        if not math.isfinite(seconds):
+            return
         self._buckets[math.ceil(math.log(max(seconds, _LEAST) / _LEAST) / _GROWTH)] += times
         self.count += times
 

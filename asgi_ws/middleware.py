@@ -38,4 +38,5 @@ class HubMiddleware:
         local = path.removeprefix(root) if path.startswith(root + "/") else path
         if local != self.prefix and not local.startswith(self.prefix + "/"):
             return None
-        return {**scope, "root_path": root + self.prefix, "path": root + local}
+        mounted = {**scope, "root_path": root + self.prefix, "path": root + local}
+        return mounted if self.hub.serves(mounted) else None

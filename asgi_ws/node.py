@@ -50,12 +50,8 @@ class Node:
 
     async def publish(self, publication: Publication, retention: Retention) -> Position | None:
         """Give a publication to the broadcaster; a full turn is flushed, and gives way to the writers."""
+        position = await self.broadcaster.publish(publication, retention)
         self.metrics.events_emitted += 1
-        try:
-            position = await self.broadcaster.publish(publication, retention)
-        except Exception:
-            self.metrics.publish_failed += 1
-            raise
         self.metrics.broadcaster_published += 1
         if self.fanout.full:
             await self._give_way()
@@ -91,10 +87,7 @@ class Node:
 
     def admit(self, subscription: Subscription, join: Join) -> None:
         """Finish a join: the subscription is live, beginning with what it missed."""
-        after = 0 if join.position is None else join.position.offset
-        if join.missed:
-            after = max(after, join.missed[-1].offset)
-        self.fanout.topic(subscription.channel).admit(subscription, after, join.missed)
+        self.fanout.topic(subscription.channel).admit(subscription, join.position, join.missed)
 
     def leave(self, subscription: Subscription) -> None:
         """Take a subscription out, live or not; its channel is let go of with the last one. Idempotent."""
@@ -121,14 +114,15 @@ class Node:
         if topic.ready:
             return
         async with topic.lock:
-            if not topic.ready:
+            if not topic.ready and not topic.empty:  # whoever came may have left
+                topic.asked = True  # what is given up half-way is to be undone
                 await self.broadcaster.subscribe(topic.channel)
                 topic.ready = True
 
     async def _unsubscribe(self, topic: Topic) -> None:
         async with topic.lock:
-            if topic.empty and topic.ready:
-                topic.ready = False
+            if topic.empty and topic.asked:
+                topic.ready = topic.asked = False
                 await self._let_go(topic.channel)
             if topic.empty and self.fanout.topics.get(topic.channel) is topic:
                 self.fanout.forget(topic)
@@ -154,13 +148,13 @@ class Node:
         if resume.epoch is None:
             return await self._everything(channel, retention)
         after = Position(resume.epoch, resume.offset)
-        found = await self.broadcaster.history(channel, after, retention, retention.size)
+        found = await self.broadcaster.history(channel, after, retention, None)
         if not found.complete:
             return Join(await self.broadcaster.position(channel), [], recovered=False)
         return Join(after, list(found.publications), recovered=True)
 
     async def _everything(self, channel: str, retention: Retention) -> Join:
-        found = await self.broadcaster.history(channel, None, retention, retention.size)
+        found = await self.broadcaster.history(channel, None, retention, None)
         if not found.publications:
             return Join(found.position, [], None)
         first = found.publications[0]

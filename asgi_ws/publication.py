@@ -1,5 +1,6 @@
 """What travels from a publisher to the sessions, and the form it has on its way between processes."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -69,6 +70,20 @@ class Publication(msgspec.Struct, kw_only=True):
         """The bytes it is worth where bytes are bounded: its text, not Python's objects around it."""
         return len(self.data) + len(self.event) + len(self.channel)
 
+    @property
+    def position(self) -> Position:
+        """The position after it."""
+        return Position(self.epoch, self.offset)
+
+    @property
+    def before(self) -> Position:
+        """The position before it, as far as that is known."""
+        return Position(self.epoch, self.previous or self.offset - 1)
+
+    def continues(self, position: Position) -> bool:
+        """Whether nothing is missing between a position and this; where it cannot be known, nothing is."""
+        return self.epoch == position.epoch and self.previous in {0, position.offset}
+
     def to_record(self) -> bytes:
         """Return the form that brokers carry; a position is the broker's to give, so it is not in it."""
         return _encoder.encode(_Record.of(self))
@@ -81,11 +96,14 @@ class Publication(msgspec.Struct, kw_only=True):
             ValueError: It is no record.
         """
         try:
-            return cls(**_decoder.decode(record).fields())
-        except msgspec.MsgspecError as error:
+            fields = _decoder.decode(record).fields()
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise ValueError(
                 f"expected a record of version {RECORD_VERSION} or near, got: {error}"
             ) from error
+        if not math.isfinite(fields["time"]):
+            raise ValueError(f"expected a record with a time, got {fields['time']}")
+        return cls(**fields)
 
 
 class _Record(msgspec.Struct, array_like=True, gc=False):

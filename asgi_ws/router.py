@@ -1,6 +1,7 @@
 """Where channels are declared: a hub is a router, and includes others."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,17 @@ class Router:
         Raises:
             ValueError: It is included already, or declares what is declared here.
         """
-        if router is self or router._parent is not None:
+        if router._parent is not None or router in self._ancestors():
             raise ValueError(f"expected a router that is in no other, got {router!r}")
         for entry in router.channels:
             self._declare(entry.value)
         router._parent = self
+
+    def _ancestors(self) -> "Iterator[Router]":
+        router: Router | None = self
+        while router is not None:
+            yield router
+            router = router._parent
 
     def find(self, name: str) -> tuple[Channel, dict[str, Any]] | None:
         """Return the declaration of a channel, and its parameters; `None` if nothing declares it."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Route, Router, WebSocketRoute
+from starlette.routing import Match, Route, Router, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from asgi_ws import endings
@@ -53,6 +53,11 @@ class Routes:
         if hub.settings.live:
             routes.append(Route("/live", live_page))
         self._router = Router(routes, redirect_slashes=False, default=self._not_found)
+
+    def serve(self, scope: Scope) -> bool:
+        """Whether there is a route for a request."""
+        local = _local(scope)
+        return any(route.matches(local)[0] is not Match.NONE for route in self._router.routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, wherever the hub is mounted."""

@@ -59,6 +59,7 @@ class Backlog:
         with self._lock:
             self._loop = loop
             self._woken = False
+            self._task = None  # one of a loop that was closed never ends
             if self._waiting:
                 self._wake()
 
@@ -68,7 +69,13 @@ class Backlog:
             self._loop = None
         self._drain()
         if self._task is not None:
-            await asyncio.wait([self._task], timeout=CLOSE_WAIT)
+            await self._end(self._task)
+
+    async def _end(self, task: asyncio.Task[None]) -> None:
+        _, unfinished = await asyncio.wait([task], timeout=CLOSE_WAIT)
+        if unfinished:
+            task.cancel()
+            await asyncio.wait([task])
 
     def _wake(self) -> None:
         if self._loop is None or self._woken:
@@ -98,6 +105,10 @@ class Backlog:
     async def _publish(self, publish: Publish) -> None:
         try:
             await publish()
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise  # it is this task that is cancelled, not the publish
+            self._fail("it was cancelled")
         except Exception as error:
             self._fail(str(error), error)
         else:
@@ -134,7 +145,7 @@ def wait_for(make: Callable[[], Coroutine[Any, Any, T]], loop: asyncio.AbstractE
         if future.done():
             raise
         future.cancel()
-        raise Timeout(f"expected a result within {WAIT:g} s, got none") from error
+        raise _late() from error
 
 
 def _wait_in_anyio(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -142,7 +153,21 @@ def _wait_in_anyio(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         anyio.from_thread.check_cancelled()
     except RuntimeError as error:
         raise NotRunning("expected the hub to be running, got from_thread before its start") from error
-    return anyio.from_thread.run(make)
+    return anyio.from_thread.run(_within, make)
+
+
+async def _within(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    try:
+        async with asyncio.timeout(WAIT) as deadline:
+            return await make()
+    except TimeoutError as error:
+        if not deadline.expired():
+            raise
+        raise _late() from error
+
+
+def _late() -> Timeout:
+    return Timeout(f"expected a result within {WAIT:g} s, got none")
 
 
 def _in_event_loop() -> bool:

@@ -1,8 +1,9 @@
 """A channel as one node sees it: who listens, and what this turn has brought. No await in here."""
 
 import asyncio
+import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from msgspec import UNSET
@@ -12,6 +13,8 @@ from asgi_ws.messages import Gap, Message, Moved
 from asgi_ws.metrics import Metrics
 from asgi_ws.outbox import Batch
 from asgi_ws.publication import Position, Publication
+
+logger = logging.getLogger("asgi_ws")
 
 # How many publications may pass while one subscribe waits for its position.
 HOLD_LIMIT = 1000
@@ -57,11 +60,12 @@ class Subscription:
         self.subscriber = subscriber
         self.channel = channel
         self.limit = limit
-        self.held: list[Publication] = []
+        self.held: list[Publication | Position] = []
         self.overrun = False
         self.live = False
 
-    def hold(self, publication: Publication) -> None:
+    def hold(self, publication: Publication | Position) -> None:
+        """Keep for later what the channel brings; a position stands for a gap before it."""
         if len(self.held) < self.limit:
             self.held.append(publication)
         else:
@@ -71,10 +75,22 @@ class Subscription:
 class Topic:
     """The subscriptions of one channel, and the publications of this turn.
 
-    `ready` and `lock` belong to the node: whether the broadcaster delivers this channel here.
+    `asked`, `ready` and `lock` belong to the node: whether the broadcaster has been asked to deliver this
+    channel here, and whether it does.
     """
 
-    __slots__ = ("_delivery", "channel", "joining", "live", "lock", "metrics", "ready", "turn")
+    __slots__ = (
+        "_delivery",
+        "_last",
+        "asked",
+        "channel",
+        "joining",
+        "live",
+        "lock",
+        "metrics",
+        "ready",
+        "turn",
+    )
 
     def __init__(self, channel: str, metrics: Metrics) -> None:
         self.channel = channel
@@ -82,9 +98,10 @@ class Topic:
         self.live: dict[Codec, dict[Subscriber, None]] = {}
         self.joining: set[Subscription] = set()
         self.turn: list[Publication] = []
-        self.ready = False
+        self.asked = self.ready = False
         self.lock = asyncio.Lock()
         self._delivery: Iterator[None] | None = None
+        self._last: Position | None = None
 
     def __len__(self) -> int:
         return sum(map(len, self.live.values()))
@@ -96,16 +113,27 @@ class Topic:
     def empty(self) -> bool:
         return not self.joining and not any(self.live.values())
 
-    def admit(self, subscription: Subscription, after: int, missed: Sequence[Publication] = ()) -> None:
-        """Make a subscription live: what it missed, what it held back beyond `after`, then every turn."""
+    def admit(
+        self, subscription: Subscription, position: Position | None, missed: Sequence[Publication] = ()
+    ) -> None:
+        """Make a subscription live: what it missed, what it has held back since, then every turn.
+
+        Args:
+            subscription: One that is joining; one that has left meanwhile is not let in.
+            position: After which its events follow; what was missed comes first.
+            missed: What history had after it.
+        """
         self.flush()
-        self.joining.discard(subscription)
-        subscriber = subscription.subscriber
-        held = [p for p in subscription.held if not p.offset or p.offset > after]
+        if subscription not in self.joining:
+            return
+        self.joining.remove(subscription)
+        subscriber, held = subscription.subscriber, subscription.held
+        if missed:
+            position = missed[-1].position
         subscription.held = []
         subscription.live = True
-        if publications := [*missed, *held]:
-            self._replay(publications, subscriber)
+        self._begin(subscriber, [*missed, *(one for one in held if _follows(one, position))])
+        self._last = self._last or position
         self.live.setdefault(subscriber.codec, {})[subscriber] = None
 
     def remove(self, subscription: Subscription) -> None:
@@ -134,30 +162,47 @@ class Topic:
         while self.step():
             pass
 
-    def abandon(self) -> None:
-        """Give up a delivery that has failed, and say so to everyone."""
-        self._delivery = None
-        self.gap(None)
-
     def gap(self, position: Position | None) -> None:
         """Tell everyone who is live that something before `position` is lost."""
         self.flush()
-        epoch, offset = (UNSET, UNSET) if position is None else (position.epoch, position.offset)
-        message = Gap(channel=self.channel, epoch=epoch, offset=offset)
+        self._last = position
+        for subscription in self.joining:
+            subscription.hold(position or Position("", 0))
         for subscribers in self.live.values():
-            for subscriber in subscribers:
-                subscriber.tell(message)
+            self._tell_gap(position, subscribers)
 
     def _deliver(self, turn: Sequence[Publication], touched: Touched | None) -> Iterator[None]:
         self._observe(turn)
-        excluded = {p.exclude for p in turn if p.exclude is not None}
+        for run in self._runs(turn):
+            yield from self._deliver_run(run, touched)
+
+    def _runs(self, turn: Sequence[Publication]) -> Iterator[list[Publication]]:
+        """Cut a turn where a publication does not follow the one before it, and say so there."""
+        run: list[Publication] = []
+        for publication in turn:
+            if publication.offset:
+                if self._last is not None and not publication.continues(self._last):
+                    if run:
+                        yield run
+                    run = []
+                    for subscribers in self.live.values():
+                        self._tell_gap(publication.before, subscribers)
+                self._last = publication.position
+            run.append(publication)
+        yield run
+
+    def _deliver_run(self, run: Sequence[Publication], touched: Touched | None) -> Iterator[None]:
+        excluded = {p.exclude for p in run if p.exclude is not None}
         for codec, subscribers in self.live.items():
             if not subscribers:
                 continue
-            batch = _batch(turn, codec)
+            batch = self._encode(run, codec)
+            if batch is None:
+                self._lose(run, subscribers)
+                continue
             for number, subscriber in enumerate(subscribers, 1):
                 if excluded and subscriber.id in excluded:
-                    self._deliver_around(turn, subscriber)
+                    self._deliver_around(run, subscriber)
                 elif touched is None:
                     subscriber.deliver(batch)
                 else:
@@ -166,18 +211,59 @@ class Topic:
                 if not number % _SHARE:
                     yield
 
+    def _begin(self, subscriber: Subscriber, first: Sequence[Publication | Position]) -> None:
+        """Give a subscriber what it begins with, gaps where they were."""
+        publications: list[Publication] = []
+        for one in first:
+            if isinstance(one, Publication):
+                publications.append(one)
+                continue
+            self._replay(publications, subscriber)
+            publications = []
+            self._tell_gap(one if one.offset else None, [subscriber])
+        self._replay(publications, subscriber)
+
     def _deliver_around(self, turn: Sequence[Publication], subscriber: Subscriber) -> None:
         for publication in turn:
             if publication.exclude != subscriber.id:
-                subscriber.deliver(_batch([publication], subscriber.codec))
+                self._deliver_one(publication, subscriber)
             elif publication.offset:
                 subscriber.tell(Moved(channel=self.channel, offset=publication.offset))
 
+    def _deliver_one(self, publication: Publication, subscriber: Subscriber) -> None:
+        batch = self._encode([publication], subscriber.codec)
+        if batch is None:
+            self._lose([publication], [subscriber])
+        else:
+            subscriber.deliver(batch)
+
     def _replay(self, publications: Sequence[Publication], subscriber: Subscriber) -> None:
+        if not publications:
+            return
         if any(p.exclude == subscriber.id for p in publications):
             self._deliver_around(publications, subscriber)
+        elif (batch := self._encode(publications, subscriber.codec)) is None:
+            self._lose(publications, [subscriber])
         else:
-            subscriber.replay(_batch(publications, subscriber.codec))
+            subscriber.replay(batch)
+
+    def _encode(self, publications: Sequence[Publication], codec: Codec) -> Batch | None:
+        try:
+            events = [codec.event(publication) for publication in publications]
+        except Exception:  # what another node has published may be anything
+            logger.exception("a turn of channel %r cannot be told in %s", self.channel, codec.subprotocol)
+            return None
+        return Batch(codec, events, len(events))
+
+    def _lose(self, publications: Sequence[Publication], subscribers: Iterable[Subscriber]) -> None:
+        last = publications[-1]
+        self._tell_gap(last.position if last.offset else None, subscribers)
+
+    def _tell_gap(self, position: Position | None, subscribers: Iterable[Subscriber]) -> None:
+        epoch, offset = (UNSET, UNSET) if position is None else (position.epoch, position.offset)
+        message = Gap(channel=self.channel, epoch=epoch, offset=offset)
+        for subscriber in subscribers:
+            subscriber.tell(message)
 
     def _observe(self, turn: Sequence[Publication]) -> None:
         now = time.time()
@@ -185,5 +271,8 @@ class Topic:
             self.metrics.delivery_latency.observe(now - publication.time)
 
 
-def _batch(publications: Sequence[Publication], codec: Codec) -> Batch:
-    return Batch(codec, [codec.event(publication) for publication in publications], len(publications))
+def _follows(one: Publication | Position, position: Position | None) -> bool:
+    """Whether what was held back is news to who begins after a position; a gap is, unless it is before."""
+    if position is None or not one.offset:
+        return True
+    return one.epoch != position.epoch or one.offset > position.offset

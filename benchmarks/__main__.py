@@ -38,11 +38,18 @@ class Names(click.ParamType):
 @click.argument("scenario", nargs=-1, type=click.Choice(list(SCENARIOS)))
 @click.option("--list", "listing", is_flag=True, help="Show the scenarios and rivals, and run nothing.")
 @click.option("--rivals", type=Names(), help="Only these; ratios are to the first of them.")
-@click.option("--json", "file", type=click.Path(path_type=Path, dir_okay=False), help="Write results and, beside them, the chart (.svg).")
+@click.option(
+    "--json",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write results and, beside them, the chart (.svg).",
+)
 @click.option("--quick", is_flag=True, help="Small and short: shows that all works, not how well.")
 @click.option("--sessions", type=click.IntRange(10), help=f"Default: {_DEFAULT.sessions}.")
 @click.option("--rounds", type=click.IntRange(1), help=f"Default: {_DEFAULT.rounds}.")
-@click.option("--seconds", type=click.FloatRange(0.1), help=f"A round's length; default: {_DEFAULT.seconds:g}.")
+@click.option(
+    "--seconds", type=click.FloatRange(0.1), help=f"A round's length; default: {_DEFAULT.seconds:g}."
+)
 def main(
     scenario: Sequence[str],
     listing: bool,
@@ -96,7 +103,9 @@ def _run(scenarios: Sequence[Scenario], rivals: Sequence[Rival], plan: Plan, fil
 
 def _measure(scenario: Scenario, rivals: Sequence[Rival], plan: Plan) -> Result:
     length = plan.rounds * len(runner.cases(scenario, rivals, plan))
-    with click.progressbar(length=length, label=f"{scenario.name:<9}", show_pos=True, item_show_func=str) as bar:
+    with click.progressbar(
+        length=length, label=f"{scenario.name:<9}", show_pos=True, item_show_func=str
+    ) as bar:
         coroutine = runner.run(scenario, rivals, plan, lambda case: bar.update(1, case.label))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
             result = loop.run(coroutine)
@@ -105,7 +114,11 @@ def _measure(scenario: Scenario, rivals: Sequence[Rival], plan: Plan) -> Result:
 
 
 def _record(
-    begin: dict[str, Any], rivals: Sequence[Rival], plan: Plan, results: dict[str, Result], verdicts: list[Any]
+    begin: dict[str, Any],
+    rivals: Sequence[Rival],
+    plan: Plan,
+    results: dict[str, Result],
+    verdicts: list[Any],
 ) -> dict[str, Any]:
     return {
         "machine": begin,

@@ -43,7 +43,8 @@ def _bar(result: Result, case: Case, row: int, most: float) -> str:
     width, least, longest = (scale * value for value in spread)
     value = f"{spread.median:,.{figure.digits}f}"
     return (
-        f'{label}<rect x="{LABEL}" y="{y + 2}" width="{width:.1f}" height="{LINE - 6}" rx="2" fill="{_colour(case)}"/>'
+        f'{label}<rect x="{LABEL}" y="{y + 2}" width="{width:.1f}" height="{LINE - 6}" rx="2" '
+        f'fill="{_colour(case)}"/>'
         f'<path d="M{LABEL + least:.1f} {y + 10}H{LABEL + longest:.1f}" stroke="#333" stroke-width="1.5"/>'
         f'<text x="{LABEL + longest + 6:.1f}" y="{y + 14}">{value}</text>'
     )

@@ -60,7 +60,7 @@ class Opening(Client):
 
     Args:
         request: The handshake.
-        awaited: After how many messages it is welcome, and after how many ready.
+        awaited: After how many messages it is ready.
         welcome: Called when it is welcome.
         ready: Called when it is ready; returns who takes its place.
     """
@@ -73,7 +73,7 @@ class Opening(Client):
         dialect: Dialect,
         *,
         request: bytes,
-        awaited: tuple[int, int],
+        awaited: int,
         welcome: Callable[[], None],
         ready: Callable[["Opening"], Client],
     ) -> None:
@@ -125,10 +125,9 @@ class Opening(Client):
         self._progress()
 
     def _progress(self) -> None:
-        welcome, ready = self._awaited
-        if self._heard == welcome:
+        if self._heard == self.dialect.welcome:
             self._welcome()
-        if self._heard == ready:
+        if self._heard == self._awaited:
             self._heir = self._ready(self)
 
 

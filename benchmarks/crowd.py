@@ -75,8 +75,12 @@ class Crowd:
         each = wanted.turns if wanted.channels else wanted.turns * wanted.per_turn
         self._next += each
         self.tally.expect(each * len(self.clients))
-        await self.server.obey(wanted)
-        await self.tally.finish()
+        obeying = asyncio.get_running_loop().create_task(self.server.obey(wanted))
+        try:
+            await self.tally.finish()  # first: a server that is stuck neither delivers nor answers
+            await obeying
+        finally:
+            obeying.cancel()
         return each * len(self.clients)
 
     def stop_reading(self) -> None:
@@ -108,7 +112,7 @@ class Crowd:
             self.tally,
             self._dialect,
             request=frames.request(self.server.port, self._dialect.resource(channels)),
-            awaited=self._dialect.awaited(len(channels)),
+            awaited=self._dialect.ready + self._dialect.each * len(channels),
             welcome=self._room.release,
             ready=self._admit,
         )

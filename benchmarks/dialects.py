@@ -10,10 +10,13 @@ class Dialect:
 
     Attributes:
         path: What is asked for in the handshake.
+        welcome, ready: After how many messages of the server's a client is welcome, and after how many
+            it is ready: subscribed to everything, each channel of its URL being worth `each` messages.
         replies: Whether it answers deliveries, so that each must be read.
     """
 
     path = "/"
+    welcome = ready = each = 0
     replies = False
 
     def resource(self, channels: list[str]) -> str:
@@ -25,11 +28,7 @@ class Dialect:
         """Return what a client says first, once it is connected."""
         return b""
 
-    def awaited(self, channels: int) -> tuple[int, int]:
-        """Return after how many messages a client is welcome, and after how many it is ready."""
-        return 0, 0
-
-    def answer(self, text: bytes) -> bytes:
+    def answer(self, _: bytes) -> bytes:
         """Return what a client answers to a message; most say nothing."""
         return b""
 
@@ -42,9 +41,7 @@ class AsgiWs(Dialect):
     """`welcome`, then `subscribed` for `broadcast` and for each channel that the URL asks for."""
 
     path = "/ws/stream"
-
-    def awaited(self, channels: int) -> tuple[int, int]:
-        return 1, 2 + channels
+    welcome, ready, each = 1, 2, 1
 
     def question(self, number: int) -> bytes:
         return b'{"type":"ping","ref":"%b%08d"}' % (MARK, number)
@@ -57,9 +54,7 @@ class SocketIO(Dialect):
     """
 
     path = "/socket.io/?EIO=4&transport=websocket"
-
-    def awaited(self, channels: int) -> tuple[int, int]:
-        return 2, 2  # the open packet, and the answer to our connect
+    welcome = ready = 2  # the open packet, and the answer to our connect
 
     def answer(self, text: bytes) -> bytes:
         return {b"0": b"40", b"2": b"3"}.get(text[:1], b"")
@@ -72,15 +67,13 @@ class PubSub(Dialect):
     """fastapi-websocket-pubsub: JSON-RPC both ways; each delivery is a call that the client answers."""
 
     path = "/pubsub"
+    welcome = ready = 1
     replies = True
     _call = re.compile(rb'"call_id":\s*"([^"]+)"')
 
     def greeting(self) -> bytes:
         arguments = b'{"topics":["broadcast"]}'
         return b'{"request":{"method":"subscribe","arguments":%b,"call_id":"1"}}' % arguments
-
-    def awaited(self, channels: int) -> tuple[int, int]:
-        return 1, 1
 
     def answer(self, text: bytes) -> bytes:
         call = self._call.search(text)

@@ -60,7 +60,7 @@ def output(*command: str) -> str:
     """Return what a command prints, `""` if it is not there or fails."""
     if shutil.which(command[0]) is None:
         return ""
-    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)  # noqa: S603
     return run.stdout.strip() if run.returncode == 0 else ""
 
 

@@ -22,6 +22,8 @@ from benchmarks.void import Void
 START = 30.0  # seconds until it must be up
 _PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
 
+Line = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
 
 class Server:
     """A rival that runs, alone on its core.
@@ -32,9 +34,7 @@ class Server:
         report: What it said of itself after the last order.
     """
 
-    def __init__(
-        self, rival: Rival, port: int, pid: int, line: tuple[asyncio.StreamReader, asyncio.StreamWriter]
-    ) -> None:
+    def __init__(self, rival: Rival, port: int, pid: int, line: Line) -> None:
         self.rival = rival
         self.port = port
         self.pid = pid
@@ -70,7 +70,7 @@ async def running(rival: Rival) -> AsyncIterator[Server]:
     Raises:
         Void: It does not start.
     """
-    line: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Future()
+    line: asyncio.Future[Line] = asyncio.get_running_loop().create_future()
     control = await asyncio.start_server(lambda *ends: line.set_result(ends), "127.0.0.1", 0)
     port = _free_port()
     with tempfile.TemporaryFile() as log:
@@ -89,11 +89,13 @@ def _start(rival: Rival, port: int, control: int, log: IO[bytes]) -> subprocess.
     theirs = {"BENCH_PORT": str(port), "BENCH_CONTROL": str(control), "PYTHONPATH": str(machine.ROOT)}
     environment = {**ours, **theirs, **rival.environment()}
     with machine.on_core(machine.SERVER_CORE):
-        return subprocess.Popen(rival.command(), cwd=machine.ROOT, env=environment, stdout=log, stderr=log)
+        return subprocess.Popen(  # noqa: S603
+            rival.command(), cwd=machine.ROOT, env=environment, stdout=log, stderr=log
+        )
 
 
 async def _up(
-    process: subprocess.Popen[bytes], line: asyncio.Future[object], port: int, log: IO[bytes]
+    process: subprocess.Popen[bytes], line: asyncio.Future[Line], port: int, log: IO[bytes]
 ) -> None:
     deadline = time.monotonic() + START
     while not (line.done() and _answers(port)):

@@ -6,18 +6,19 @@ from typing import Any
 from benchmarks.results import Case, Result
 from benchmarks.scenario import Figure
 
-# Where another program had the server's core for more of the time than this, a line says so.
-NOISY = 0.05
+# What says whether a run is worth anything: the share of the time that the server and the generator
+# worked, and that another program had the server's core.
+_SHARES = {"busy": "server", "generator": "generator", "stolen": "stolen"}
 
 
 def render(result: Result) -> str:
     """Return a scenario's table."""
     first, *others = result.scenario.figures
-    heading = ["", first.heading, "least", "most", "× first", *(figure.heading for figure in others), "busy", "gen."]
-    rows = [heading, *(_row(result, case, first, others) for case in result.cases)]
-    notes = [f"  {case.label}: {note}" for case in result.cases for note in _notes(case)]
+    headings = [first.heading, "least", "most", "× first", *(figure.heading for figure in others)]
+    rows = [["", *headings, *_SHARES.values()]]
+    rows += [_row(result, case, first, others) for case in result.cases]
     title = f"{result.scenario.name}: {result.scenario.about}"
-    return "\n".join([title, *_aligned(rows), *notes])
+    return "\n".join([title, *_aligned(rows), *_voids(result)])
 
 
 def render_bars(verdicts: Iterable[Mapping[str, Any]]) -> str:
@@ -41,7 +42,7 @@ def _row(result: Result, case: Case, first: Figure, others: Sequence[Figure]) ->
         *(_number(value, first.digits) for value in spread),
         _number(ratio, 2),
         *(_median(case, figure.key, figure.digits) for figure in others),
-        *(_median(case, key, 2) for key in ("busy", "generator")),
+        *(_share(case, key) for key in _SHARES),
     ]
 
 
@@ -54,14 +55,17 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:,.{digits}f}"
 
 
-def _notes(case: Case) -> list[str]:
-    notes = []
-    if case.voids:
-        notes.append(f"{len(case.voids)} of {len(case.samples)} rounds void: {case.voids[0]}")
-    stolen = case.spread("stolen")
-    if stolen is not None and stolen.median > NOISY:
-        notes.append(f"another program had the server's core for {stolen.median:.0%} of the time")
-    return notes
+def _share(case: Case, key: str) -> str:
+    spread = case.spread(key)
+    return "" if spread is None else f"{spread.median:.0%}"
+
+
+def _voids(result: Result) -> list[str]:
+    return [
+        f"  {case.label}: {len(case.voids)} of {len(case.samples)} rounds void: {case.voids[0]}"
+        for case in result.cases
+        if case.voids
+    ]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -4,7 +4,7 @@ import asyncio
 
 from benchmarks.void import Void
 
-STALL = 20.0  # seconds without any delivery after which a round is given up
+STALL = 10.0  # seconds without any delivery after which a round is given up
 
 
 class Tally:

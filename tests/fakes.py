@@ -6,7 +6,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlencode
 
 import msgspec
@@ -205,9 +205,11 @@ class FakeBroker(Broadcaster):
         floor = log[0].previous if log else top.offset
         if after is not None and not (after.epoch == top.epoch and floor <= after.offset <= top.offset):
             return History(top, (), complete=False)
-        found = [kept for kept in log if after is None or kept.offset > after.offset][:limit]
+        found = [kept for kept in log if after is None or kept.offset > after.offset]
+        if len(found) > limit:
+            top = Position(top.epoch, found[limit].previous)
         await self._answer("history")
-        return History(top, found, complete=True)
+        return History(top, found[:limit], complete=True)
 
     async def _begin(self, name: str, channel: str = "") -> None:
         self.calls.append((name, channel))
@@ -306,7 +308,7 @@ class Client:
             **scope,
         }
 
-    async def __aenter__(self) -> "Client":
+    async def __aenter__(self) -> Self:
         await self._incoming.put({"type": "websocket.connect"})
         self._task = asyncio.get_running_loop().create_task(self._app(self.scope, self._receive, self._send))
         return self

@@ -113,9 +113,8 @@ def fake(page, url):
 def fake_and_frozen(page, url):
     """The same, where no time passes but by `page.clock.fast_forward`."""
     page.clock.install(time=0)
-    server = fake(page, url)
-    page.clock.pause_at(60_000)
-    return server
+    page.clock.pause_at(1000)
+    return fake(page, url)
 
 
 def tell(connection, *messages):
@@ -375,13 +374,16 @@ def test_it_answers_pings_where_it_is_asked_to(open_page, site):
 
 def test_a_channel_that_is_refused_is_not_asked_for_again_but_one_that_failed_is(open_page, site):
     page = open_page()
-    server = fake(page, site.page)
-    gone = {"type": "error", "channel": "broadcast", "code": "not_found", "message": "expected another"}
-    tell(server.next(1), WELCOME, SUBSCRIBED, gone)
-    expect(page.locator("#events tr.note .data")).to_have_text("not_found: expected another")
+    server = fake_and_frozen(page, site.page)
+    error = {"type": "error", "channel": "broadcast", "message": "expected another"}
+    tell(server.next(1), WELCOME, SUBSCRIBED, error | {"code": "not_found"})
     server.next(1).close(code=4200)
+    is_in(page, "waiting")
+    page.clock.fast_forward(1000)
     assert "resume" not in server.next(2).url
-    tell(server.next(2), WELCOME, SUBSCRIBED, gone | {"code": "unavailable"})
+    tell(server.next(2), WELCOME, SUBSCRIBED, error | {"code": "unavailable"})
+    expect(page.locator("#state")).to_have_text("reconnecting (1013 unavailable)")
+    page.clock.fast_forward(20_000)
     assert "resume=e1.7.broadcast" in server.next(3).url
 
 
@@ -421,9 +423,11 @@ def test_losses_and_the_ends_of_channels_are_said(open_page, site):
     server = fake(page, site.page)
     gap = {"type": "gap", "channel": "broadcast", "epoch": "e2", "offset": 90, "dropped": 3}
     end = {"type": "unsubscribed", "channel": "broadcast", "code": "forbidden", "message": "no longer yours"}
-    tell(server.next(1), WELCOME, SUBSCRIBED, gap, end, {"type": "from the future"})
-    expect(page.locator("#events tr.note")).to_have_count(2)
-    assert page.locator("#events .data").all_text_contents() == ["no longer yours", "3 events are lost"]
+    error = {"type": "error", "channel": "a", "code": "not_found", "message": "expected another"}
+    tell(server.next(1), WELCOME, SUBSCRIBED, gap, end, {"type": "from the future"}, error)
+    expect(page.locator("#events tr.note")).to_have_count(3)
+    said = ["not_found: expected another", "no longer yours", "3 events are lost"]
+    assert page.locator("#events .data").all_text_contents() == said
     assert page.errors == []
 
 

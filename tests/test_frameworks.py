@@ -222,18 +222,9 @@ async def test_a_hub_lives_in_an_app_and_its_neighbours_are_untouched(name, way,
         )
 
 
-GREEDY = pytest.mark.xfail(
-    strict=False, reason="HubMiddleware takes below its prefix also what the hub has not"
-)
-
-
 @pytest.mark.parametrize(
     ("name", "way"),
-    [
-        pytest.param(name, way, marks=GREEDY if way == "middleware" else ())
-        for name, way in WAYS
-        if (name, way) != DISPATCHER
-    ],
+    [(name, way) for name, way in WAYS if (name, way) != DISPATCHER],
 )
 async def test_at_the_root_the_app_keeps_its_own_routes(name, way, http):
     hub = Hub()
@@ -245,7 +236,6 @@ async def test_at_the_root_the_app_keeps_its_own_routes(name, way, http):
             await echoes(served)
 
 
-@GREEDY
 async def test_the_app_keeps_its_own_routes_below_the_prefix_of_the_middleware(http):
     async def echo(ws):
         await ws.accept()
@@ -271,25 +261,26 @@ async def test_what_the_hub_has_not_is_no_ones(way, path, http):
             assert refused.value.rcvd.code == 4004
 
 
-# Where a prefix is cut off by a proxy, `path` may have it or not, and whoever names it may be the server or the app.
+# Behind a proxy that cuts a prefix off, `path` may have it or not, and the server or the app may name it.
 
 
-@pytest.mark.parametrize("mounted", ["/ws", "/v1/ws"])
 @pytest.mark.parametrize("way", ["lifespan", "middleware"])
 @pytest.mark.parametrize(
-    ("app_root", "server_root", "asked"),
+    ("app_root", "server_root", "asked", "mounted"),
     [
-        ("", "/api", ""),  # uvicorn --root-path, the proxy strips
-        ("/api", "", ""),  # FastAPI(root_path=...), the proxy strips
-        ("/api", "", "/api"),  # the same, the proxy does not
-        ("/api", "/api", ""),  # both name it, the proxy strips
-        ("/a/pi", "", "/a/pi"),
-        ("/api/", "", ""),
-        ("/w", "", ""),  # the beginning of what is mounted
-        ("/w", "", "/w"),
+        ("", "/api", "", "/ws"),  # uvicorn --root-path, the proxy strips
+        ("/api", "", "", "/ws"),  # FastAPI(root_path=...), the proxy strips
+        ("/api", "", "/api", "/ws"),  # the same, the proxy does not
+        ("/api", "/api", "", "/ws"),  # both name it, the proxy strips
+        ("", "/a/pi", "", "/v1/ws"),
+        ("/a/pi", "", "", "/v1/ws"),
+        ("/a/pi", "", "/a/pi", "/v1/ws"),
+        ("/api/", "", "", "/ws"),
+        ("/w", "", "", "/ws"),  # what is mounted begins like it
+        ("/w", "", "/w", "/ws"),
     ],
 )
-async def test_a_root_path_is_no_obstacle(app_root, server_root, asked, way, mounted, http):
+async def test_a_root_path_is_no_obstacle(app_root, server_root, asked, mounted, way, http):
     hub = Hub()
     app = host("fastapi", hub, way, mounted)
     app.root_path = app_root

@@ -63,7 +63,6 @@ def test_each_beats_once_an_interval_first_after_one(interval, send_timeout):
     assert travel(main()) == [1, 2, 3, 4]
 
 
-@pytest.mark.xfail(reason="heartbeat.py: the interval is rounded to whole ticks")
 @pytest.mark.parametrize("interval", [1.4, 1.5, 2.5])
 def test_also_where_the_interval_is_no_whole_number_of_seconds(interval):
     async def main():

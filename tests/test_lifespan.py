@@ -115,19 +115,14 @@ async def knows_no_shutdown(scope, receive, send):
         await answers(scope, receive, send)
 
 
-SILENT = pytest.mark.xfail(
-    strict=False, reason="a hub lives with an app that ends its lifespan early only until then"
-)
-
-
 @pytest.mark.parametrize(
     "app",
     [
         raises_at_once,
-        pytest.param(returns_at_once, marks=SILENT),
-        pytest.param(raises_at_the_message, marks=SILENT),
-        pytest.param(returns_at_the_message, marks=SILENT),
-        pytest.param(knows_no_shutdown, marks=SILENT),
+        returns_at_once,
+        raises_at_the_message,
+        returns_at_the_message,
+        knows_no_shutdown,
     ],
 )
 async def test_an_app_without_lifespan_has_the_hubs(app, caplog):
@@ -324,7 +319,6 @@ class Slow(MemoryBroadcaster):
                 await self.may.wait()
 
 
-@pytest.mark.xfail(strict=False, reason="a stop under way ends the next start's broadcaster, or its backlog")
 @pytest.mark.parametrize("slow", ["publish", "stop"])
 async def test_a_start_while_a_stop_is_under_way_is_a_whole_start(slow):
     broadcaster = Slow(slow)
@@ -426,7 +420,6 @@ def test_a_hub_whose_loop_was_closed_under_it_begins_anew(complaints):
     assert complaints() == []
 
 
-@pytest.mark.xfail(strict=False, reason="the backlog keeps a task that its loop never began")
 def test_what_is_published_nowait_at_the_end_of_a_loop_does_not_stop_up_the_next():
     hub = Hub()
 
@@ -446,7 +439,6 @@ def test_what_is_published_nowait_at_the_end_of_a_loop_does_not_stop_up_the_next
     asyncio.run(second())
 
 
-@pytest.mark.xfail(strict=False, reason="a teardown that is cancelled leaves the session for ever")
 async def test_a_session_whose_task_is_cancelled_is_gone():
     """Again and again at each await, as anyio does it: Starlette's TestClient, timeouts in middlewares."""
     hub = Hub()

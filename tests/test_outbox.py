@@ -150,7 +150,10 @@ class TestOutbox:
                 assert outbox.done(model.popleft())
             assert outbox.first() is (model[0] if model else None)
             assert bool(outbox) is bool(model)
-            assert repr(outbox) == f"<Outbox {sum(map(len, model))} messages, {sum(b.size for b in model)} bytes>"
+            assert (
+                repr(outbox)
+                == f"<Outbox {sum(map(len, model))} messages, {sum(b.size for b in model)} bytes>"
+            )
 
 
 class Writer:

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 import pytest
@@ -104,6 +103,7 @@ def hub_with_rooms(**settings: Any) -> Hub:
     hub = Hub(**settings)
     hub.channel("room:{number:int}", public=True)
     hub.channel("plain", public=True, history=0)
+    hub.channel("short:{number:int}", public=True, history=2)
 
     @hub.channel("door:{code:int}")
     async def door(session: Session, code: int) -> None:
@@ -130,6 +130,21 @@ class Shared:
 def shared():
     with contextlib.ExitStack() as stack:
         yield Shared(stack)
+
+
+@pytest.fixture
+def room():
+    """A channel that no other test has used."""
+    return f"room:{next(_numbers)}"
+
+
+@pytest.fixture
+def short():
+    """One that keeps two events."""
+    return f"short:{next(_numbers)}"
+
+
+_numbers = itertools.count(1000)
 
 
 async def publish(hub: Hub, channel: str, event: str, data: Any, **options: Any) -> Position | None:
@@ -251,74 +266,69 @@ async def test_subprotocols_of_which_none_is_known_are_refused_with_the_list(ser
 
 
 @on_uvicorn_in_both_codecs
-async def test_a_channel_is_subscribed_to_heard_and_left(server, codec):
-    hub = hub_with_rooms()
-    with serve(app_of(hub), server) as served:
-        async with client(served, codec) as someone:
-            subscribed = await someone.ask(type="subscribe", ref=1, channel="room:1")
-            epoch = subscribed["epoch"]
-            assert subscribed == {
-                "type": "subscribed", "ref": 1, "channel": "room:1", "epoch": epoch, "offset": 0
-            }  # fmt: skip
-            data = {"text": "grüß 👋", "n": [1, 2.5, None, True], "deep": {"": {}}}
-            position = await publish(hub, "room:1", "said", data)
-            assert position == Position(epoch, 1)
-            heard = without_time(await someone.receive())
-            assert heard == event("room:1", "said", data, offset=1)
-            assert await someone.ask(type="unsubscribe", ref=2, channel="room:1") == {
-                "type": "unsubscribed", "ref": 2, "channel": "room:1", "code": "client", "resubscribe": False
-            }  # fmt: skip
-            await publish(hub, "room:1", "said", "to nobody")
-            assert await someone.settle() == []
+async def test_a_channel_is_subscribed_to_heard_and_left(shared, room, server, codec):
+    hub, served = shared(server)
+    async with client(served, codec) as someone:
+        subscribed = await someone.ask(type="subscribe", ref=1, channel=room)
+        epoch = subscribed["epoch"]
+        assert subscribed == {
+            "type": "subscribed", "ref": 1, "channel": room, "epoch": epoch, "offset": 0
+        }  # fmt: skip
+        data = {"text": "grüß 👋", "n": [1, 2.5, None, True], "deep": {"": {}}}
+        position = await publish(hub, room, "said", data)
+        assert position == Position(epoch, 1)
+        heard = without_time(await someone.receive())
+        assert heard == event(room, "said", data, offset=1)
+        assert await someone.ask(type="unsubscribe", ref=2, channel=room) == {
+            "type": "unsubscribed", "ref": 2, "channel": room, "code": "client", "resubscribe": False
+        }  # fmt: skip
+        await publish(hub, room, "said", "to nobody")
+        assert await someone.settle() == []
 
 
 @in_both_codecs
-async def test_a_channel_without_history_has_no_positions(codec):
-    hub = hub_with_rooms()
-    with serve(app_of(hub)) as served:
-        async with client(served, codec) as someone:
-            assert await someone.ask(type="subscribe", channel="plain") == {
-                "type": "subscribed", "channel": "plain"
-            }  # fmt: skip
-            assert await publish(hub, "plain", "said", 1) is None
-            assert without_time(await someone.receive()) == event("plain", "said", 1)
+async def test_a_channel_without_history_has_no_positions(shared, codec):
+    hub, served = shared()
+    async with client(served, codec) as someone:
+        assert await someone.ask(type="subscribe", channel="plain") == {
+            "type": "subscribed", "channel": "plain"
+        }  # fmt: skip
+        assert await publish(hub, "plain", "said", 1) is None
+        assert without_time(await someone.receive()) == event("plain", "said", 1)
 
 
 @in_both_codecs
-async def test_binary_data_travels_raw_or_as_base64(codec):
-    hub = hub_with_rooms()
+async def test_binary_data_travels_raw_or_as_base64(shared, codec):
     raw = bytes(range(256))
-    with serve(app_of(hub)) as served:
-        async with client(served, codec, "/ws/stream?channel=plain", joins=2) as someone:
-            await publish(hub, "plain", "blob", Binary(raw))
-            data = base64.b64encode(raw).decode() if codec == "json" else raw
-            assert without_time(await someone.receive()) == event("plain", "blob", data, binary=True)
+    hub, served = shared()
+    async with client(served, codec, "/ws/stream?channel=plain", joins=2) as someone:
+        await publish(hub, "plain", "blob", Binary(raw))
+        data = base64.b64encode(raw).decode() if codec == "json" else raw
+        assert without_time(await someone.receive()) == event("plain", "blob", data, binary=True)
 
 
-async def test_the_key_of_a_publish_is_the_events_id_and_a_second_publish_with_it_sends_nothing():
-    hub = hub_with_rooms()
-    with serve(app_of(hub)) as served:
-        async with client(served, path="/ws/stream?channel=room:1", joins=2) as someone:
-            first = await publish(hub, "room:1", "said", "once", key="a1")
-            assert without_time(await someone.receive()) == event("room:1", "said", "once", offset=1, id="a1")
-            assert await publish(hub, "room:1", "said", "twice", key="a1") == first
-            assert await someone.settle() == []
+async def test_the_key_of_a_publish_is_the_events_id_and_a_second_publish_with_it_sends_nothing(shared, room):
+    hub, served = shared()
+    async with client(served, path=f"/ws/stream?channel={room}", joins=2) as someone:
+        first = await publish(hub, room, "said", "once", key="a1")
+        assert without_time(await someone.receive()) == event(room, "said", "once", offset=1, id="a1")
+        assert await publish(hub, room, "said", "twice", key="a1") == first
+        assert await someone.settle() == []
 
 
 @on_uvicorn
-async def test_an_excluded_session_has_the_position_instead_of_the_event(server):
-    hub = hub_with_rooms()
-    with serve(app_of(hub), server) as served:
-        async with client(served, joins=-1) as author, client(served) as reader:
-            session = (await author.receive())["session"]
-            await author.receive()
-            for someone in (author, reader):
-                await someone.ask(type="subscribe", channel="room:1")
-            await publish(hub, "room:1", "said", 1, exclude=session)
-            await publish(hub, "room:1", "said", 2)
-            assert await author.receive() == {"type": "position", "channel": "room:1", "offset": 1}
-            assert without_time(await author.receive()) == event("room:1", "said", 2, offset=2)
-            assert [(await reader.receive())["data"] for _ in range(2)] == [1, 2]
+async def test_an_excluded_session_has_the_position_instead_of_the_event(shared, room, server):
+    hub, served = shared(server)
+    async with client(served, joins=-1) as author, client(served) as reader:
+        session = (await author.receive())["session"]
+        await author.receive()
+        for someone in (author, reader):
+            await someone.ask(type="subscribe", channel=room)
+        await publish(hub, room, "said", 1, exclude=session)
+        await publish(hub, room, "said", 2)
+        assert await author.receive() == {"type": "position", "channel": room, "offset": 1}
+        assert without_time(await author.receive()) == event(room, "said", 2, offset=2)
+        assert [(await reader.receive())["data"] for _ in range(2)] == [1, 2]
 
 
 @in_both_codecs
@@ -656,88 +666,79 @@ async def test_no_event_comes_before_subscribed_or_after_unsubscribed(server):
 
 @on_uvicorn_in_both_codecs
 @pytest.mark.parametrize("how", ["request", "url"])
-async def test_a_resume_replays_exactly_what_was_missed(server, codec, how):
-    hub = hub_with_rooms()
-    with serve(app_of(hub), server) as served:
-        await publish(hub, "room:1", "said", "before")
-        async with client(served, codec, "/ws/stream?channel=room:1", joins=1) as someone:
-            epoch = (await someone.receive())["epoch"]
-            await publish(hub, "room:1", "said", "heard")
-            assert (await someone.receive())["offset"] == 2
-        missed = ["m0", "m1", "m2"]
-        for text in missed:
-            await publish(hub, "room:1", "said", text)
-        query = f"?resume={epoch}.2.{quote('room:1')}" if how == "url" else ""
-        async with client(served, codec, f"/ws/stream{query}") as someone:
-            ref = {} if how == "url" else {"ref": 1}
-            if how == "request":
-                resume = {"type": "subscribe", "ref": 1, "channel": "room:1", "epoch": epoch, "offset": 2}
-                await someone.send(resume)
-            assert await someone.receive() == {
-                "type": "subscribed", **ref, "channel": "room:1", "epoch": epoch, "offset": 2,
-                "recovered": True,
-            }  # fmt: skip
-            await publish(hub, "room:1", "said", "live")
-            heard = [without_time(await someone.receive()) for _ in range(4)]
-            expected = enumerate([*missed, "live"], 3)
-            assert heard == [event("room:1", "said", text, offset=offset) for offset, text in expected]
-            assert await someone.settle() == []
+async def test_a_resume_replays_exactly_what_was_missed(shared, room, server, codec, how):
+    hub, served = shared(server)
+    await publish(hub, room, "said", "before")
+    async with client(served, codec, f"/ws/stream?channel={room}", joins=1) as someone:
+        epoch = (await someone.receive())["epoch"]
+        await publish(hub, room, "said", "heard")
+        assert (await someone.receive())["offset"] == 2
+    missed = ["m0", "m1", "m2"]
+    for text in missed:
+        await publish(hub, room, "said", text)
+    query = f"?resume={epoch}.2.{room}" if how == "url" else ""
+    async with client(served, codec, f"/ws/stream{query}") as someone:
+        ref = {} if how == "url" else {"ref": 1}
+        if how == "request":
+            resume = {"type": "subscribe", "ref": 1, "channel": room, "epoch": epoch, "offset": 2}
+            await someone.send(resume)
+        assert await someone.receive() == {
+            "type": "subscribed", **ref, "channel": room, "epoch": epoch, "offset": 2,
+            "recovered": True,
+        }  # fmt: skip
+        await publish(hub, room, "said", "live")
+        heard = [without_time(await someone.receive()) for _ in range(4)]
+        expected = enumerate([*missed, "live"], 3)
+        assert heard == [event(room, "said", text, offset=offset) for offset, text in expected]
+        assert await someone.settle() == []
 
 
 @pytest.mark.parametrize("lost", ["another epoch", "above the top", "below what is kept"])
-async def test_a_resume_that_cannot_be_kept_says_so_and_brings_nothing_of_the_past(lost):
-    hub = Hub()
-    hub.channel("short", public=True, history=2)
-    with serve(app_of(hub)) as served:
-        for number in range(1, 6):
-            position = await publish(hub, "short", "said", number)
-        epoch, offset = {
-            "another epoch": ("k3f9", 4),
-            "above the top": (position.epoch, 6),
-            "below what is kept": (position.epoch, 2),
-        }[lost]
+async def test_a_resume_that_cannot_be_kept_says_so_and_brings_nothing_of_the_past(shared, short, lost):
+    hub, served = shared()
+    for number in range(1, 6):
+        position = await publish(hub, short, "said", number)
+    epoch, offset = {
+        "another epoch": ("k3f9", 4),
+        "above the top": (position.epoch, 6),
+        "below what is kept": (position.epoch, 2),
+    }[lost]
+    async with client(served) as someone:
+        answer = await someone.ask(type="subscribe", channel=short, epoch=epoch, offset=offset)
+        assert answer == {
+            "type": "subscribed", "channel": short, "epoch": position.epoch, "offset": 5,
+            "recovered": False,
+        }  # fmt: skip
+        await publish(hub, short, "said", 6)
+        assert [message["data"] for message in [await someone.receive(), *await someone.settle()]] == [6]
+
+
+async def test_a_resume_at_the_top_or_at_the_oldest_that_is_kept_is_recovered(shared, short):
+    hub, served = shared()
+    for number in range(1, 6):
+        position = await publish(hub, short, "said", number)
+    for offset, replayed in ((5, []), (4, [5]), (3, [4, 5])):
         async with client(served) as someone:
-            answer = await someone.ask(type="subscribe", channel="short", epoch=epoch, offset=offset)
-            assert answer == {
-                "type": "subscribed", "channel": "short", "epoch": position.epoch, "offset": 5,
-                "recovered": False,
-            }  # fmt: skip
-            await publish(hub, "short", "said", 6)
-            assert [message["data"] for message in [await someone.receive(), *await someone.settle()]] == [6]
-
-
-async def test_a_resume_at_the_top_or_at_the_oldest_that_is_kept_is_recovered():
-    hub = Hub()
-    hub.channel("short", public=True, history=2)
-    with serve(app_of(hub)) as served:
-        for number in range(1, 6):
-            position = await publish(hub, "short", "said", number)
-        for offset, replayed in ((5, []), (4, [5]), (3, [4, 5])):
-            async with client(served) as someone:
-                request = {"type": "subscribe", "channel": "short", "epoch": position.epoch}
-                answer = await someone.ask(**request, offset=offset)
-                assert (answer["recovered"], answer["offset"]) == (True, offset)
-                assert [message["data"] for message in await someone.settle()] == replayed
+            request = {"type": "subscribe", "channel": short, "epoch": position.epoch}
+            answer = await someone.ask(**request, offset=offset)
+            assert (answer["recovered"], answer["offset"]) == (True, offset)
+            assert [message["data"] for message in await someone.settle()] == replayed
 
 
 @pytest.mark.parametrize("how", ["request", "url"])
-async def test_offset_0_without_an_epoch_brings_all_that_is_kept(how):
-    hub = Hub()
-    hub.channel("short", public=True, history=2)
-    with serve(app_of(hub)) as served:
-        for number in range(1, 6):
-            position = await publish(hub, "short", "said", number)
-        async with client(
-            served, path="/ws/stream" + ("?resume=.0.short" if how == "url" else "")
-        ) as someone:
-            if how == "request":
-                await someone.send({"type": "subscribe", "channel": "short", "offset": 0})
-            assert await someone.receive() == {
-                "type": "subscribed", "channel": "short", "epoch": position.epoch, "offset": 3
-            }  # fmt: skip
-            heard = [await someone.receive(), await someone.receive()]
-            assert [(message["offset"], message["data"]) for message in heard] == [(4, 4), (5, 5)]
-            assert await someone.settle() == []
+async def test_offset_0_without_an_epoch_brings_all_that_is_kept(shared, short, how):
+    hub, served = shared()
+    for number in range(1, 6):
+        position = await publish(hub, short, "said", number)
+    async with client(served, path="/ws/stream" + (f"?resume=.0.{short}" if how == "url" else "")) as someone:
+        if how == "request":
+            await someone.send({"type": "subscribe", "channel": short, "offset": 0})
+        assert await someone.receive() == {
+            "type": "subscribed", "channel": short, "epoch": position.epoch, "offset": 3
+        }  # fmt: skip
+        heard = [await someone.receive(), await someone.receive()]
+        assert [(message["offset"], message["data"]) for message in heard] == [(4, 4), (5, 5)]
+        assert await someone.settle() == []
 
 
 async def test_a_channel_that_a_session_has_by_itself_is_resumed_by_the_url_and_joined_once():
@@ -1021,6 +1022,22 @@ async def test_the_numbers_are_true(server):
             assert set(stats) - set(expected) == {"delivery_latency_ms", "loop_lag_ms"}
             latency = stats["delivery_latency_ms"]
             assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"] < DEADLINE * 1000
+
+
+async def test_an_event_that_cannot_be_written_for_some_harms_no_other_channel(shared, room, short, caplog):
+    """`msgspec.Raw` is the application's word that it is JSON; here it is not."""
+    hub, served = shared()
+    query = f"channel={room}&channel={short}&channel=plain"
+    async with client(served, "msgpack", f"/ws/stream?{query}", joins=4) as someone:
+        hub.publish_nowait(room, "said", 1)  # all in one turn
+        hub.publish_nowait(room, "said", msgspec.Raw(b"nonsense"))
+        hub.publish_nowait(short, "said", 2)
+        hub.publish_nowait("plain", "said", 3)
+        heard = await someone.until(type="event", channel="plain")
+        assert [message["data"] for message in heard if message.get("channel") != room] == [2, 3]
+        await publish(hub, room, "said", 4)
+        assert (await someone.until(type="event", channel=room))[-1]["data"] == 4
+    assert "DecodeError" in caplog.text
 
 
 async def test_what_is_published_to_nobody_is_emitted_but_not_delivered():

@@ -16,7 +16,7 @@ publications = st.builds(
     channel=text,
     event=text,
     data=st.binary(max_size=200),
-    time=st.floats(allow_nan=False, allow_infinity=False),
+    time=st.floats(0, 1e11),
     epoch=text,
     offset=st.integers(0, 2**53),
     previous=st.integers(0, 2**53),
@@ -42,7 +42,11 @@ def test_what_is_written_is_read_and_its_place_is_the_brokers_to_give(publicatio
 
 
 @in_its_own_time
-@given(publications, st.lists(st.none() | st.integers() | text, max_size=3), st.integers(1, 1000))
+@given(
+    publications,
+    st.lists(st.none() | st.integers(-(2**63), 2**64 - 1) | text, max_size=3),
+    st.integers(1, 1000),
+)
 def test_what_a_newer_node_appends_is_not_in_the_way(publication, more, version):
     fields = msgspec.msgpack.decode(publication.to_record())
     newer = msgspec.msgpack.encode([version, *fields[1:], *more])
@@ -55,7 +59,9 @@ def test_what_an_older_node_did_not_write_yet_has_its_default(count):
     read = Publication.from_record(msgspec.msgpack.encode(whole[:count]))
     assert (read.channel, read.event, read.data, read.time) == ("room", "said", b"1", 1.5)
     assert [read.key, read.sender, read.exclude, read.binary][: count - 5] == whole[5:count]
-    assert [read.key, read.sender, read.exclude, read.binary][count - 5 :] == [None, None, None, False][count - 5 :]
+    assert [read.key, read.sender, read.exclude, read.binary][count - 5 :] == [None, None, None, False][
+        count - 5 :
+    ]
 
 
 def test_a_record_begins_with_its_version():
@@ -92,14 +98,12 @@ def test_a_channel_that_is_no_utf8_is_a_value_error_too():
         Publication.from_record(b"\x95\x01\xa1\xff\xa1a\xc4\x001")
 
 
-@pytest.mark.xfail(reason="publication.py: msgspec's RecursionError passes through", raises=RecursionError)
 def test_nesting_without_end_is_a_value_error_too():
     whole = msgspec.msgpack.encode([*MINIMAL, None, None, None, False])
     with pytest.raises(ValueError, match="record"):
         Publication.from_record(b"\x9a" + whole[1:] + b"\x91" * 100_000 + b"\xc0")
 
 
-@pytest.mark.xfail(reason="publication.py: a time that is no number poisons the turn of its channel")
 @pytest.mark.parametrize("time", [float("nan"), float("inf")])
 def test_a_time_that_is_none_is_a_value_error(time):
     with pytest.raises(ValueError, match="record"):

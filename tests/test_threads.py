@@ -102,7 +102,9 @@ class TestBacklog:
         published.gate.set()
         await until(lambda: published.done == [1, 2])
 
-    async def test_ten_thousand_may_wait_and_one_more_is_dropped_counted_and_said_once(self, published, caplog):
+    async def test_ten_thousand_may_wait_and_one_more_is_dropped_counted_and_said_once(
+        self, published, caplog
+    ):
         published.put(*range(MAX_WAITING))
         assert (published.failed, MAX_WAITING) == (0, 10_000)
         published.put("over", "over")
@@ -131,7 +133,9 @@ class TestBacklog:
         assert caplog.records[0].exc_info[1].args == ("the broker is away",)
         assert caplog.records[0].levelno == logging.ERROR
 
-    async def test_closing_publishes_what_waits_and_what_comes_later_waits_for_the_next_start(self, published):
+    async def test_closing_publishes_what_waits_and_what_comes_later_waits_for_the_next_start(
+        self, published
+    ):
         published.open()
         published.put(1, 2)
         await published.backlog.close()
@@ -161,7 +165,6 @@ class TestBacklog:
         published.gate.set()
         await turns()
 
-    @pytest.mark.xfail(reason="threads.py: what was not done in time goes on in a task of its own")
     async def test_closing_leaves_no_task(self, published, monkeypatch):
         monkeypatch.setattr(threads, "CLOSE_WAIT", 0.01)
         before = asyncio.all_tasks()
@@ -190,7 +193,6 @@ class TestBacklog:
         published.open()
         await until(lambda: published.done == [1, 2, 3])
 
-    @pytest.mark.xfail(reason="threads.py: a task of a loop that was closed is waited for, for ever")
     async def test_also_where_it_was_closed_in_the_midst_of_a_publish(self, published):
         published.gate = asyncio.Event()
 
@@ -211,7 +213,6 @@ class TestBacklog:
         await turns(20)
         assert published.done == [2]
 
-    @pytest.mark.xfail(reason="threads.py: a publish that is cancelled takes the backlog's task with it, unnoticed")
     async def test_a_publish_that_is_cancelled_is_not_the_end(self, published):
         published.open()
         published.error = asyncio.CancelledError()
@@ -249,7 +250,9 @@ class TestNowait:
 
     async def test_what_cannot_be_sent_raises_where_it_is_published(self, hub):
         for verb in (hub.publish_nowait, hub.broadcast_nowait, hub.publish_to_user_nowait):
-            channel = ["broadcast"] if verb == hub.publish_nowait else ["7"] if "user" in verb.__name__ else []
+            channel = (
+                ["broadcast"] if verb == hub.publish_nowait else ["7"] if "user" in verb.__name__ else []
+            )
             with pytest.raises(TypeError):
                 verb(*channel, "tick", object())
             with pytest.raises(TooLarge):
@@ -291,7 +294,6 @@ class TestNowait:
             monkeypatch.undo()
             await until(lambda: hub.stats()["events_emitted"] == 2)
 
-    @pytest.mark.xfail(reason="hub.py and node.py: both count what fails")
     async def test_what_fails_is_counted_once(self, hub, broker):
         broker.errors["publish"] = Unavailable("away")
         hub.broadcast_nowait("tick", 1)
@@ -310,7 +312,9 @@ class TestFromThread:
         async with Client(hub) as client:
             await client.receive("subscribed")
             position = await asyncio.to_thread(hub.from_thread.broadcast, "tick", 1, key="k")
-            assert await asyncio.to_thread(hub.from_thread.publish, "broadcast", "tick", 2, key="k") == position
+            assert (
+                await asyncio.to_thread(hub.from_thread.publish, "broadcast", "tick", 2, key="k") == position
+            )
             assert (await asyncio.to_thread(hub.from_thread.publish_to_user, "7", "letter", 3)).offset == 2
             assert await client.events(1) == [1]
 
@@ -341,7 +345,9 @@ class TestFromThread:
         assert broker.called("publish") == []
 
     async def test_before_the_start_from_a_thread_that_works_for_no_loop(self):
-        with pytest.raises(NotRunning, match="expected the hub to be running, got from_thread before its start"):
+        with pytest.raises(
+            NotRunning, match="expected the hub to be running, got from_thread before its start"
+        ):
             in_thread(Hub().from_thread.broadcast, "tick", 1)
 
     async def test_before_the_start_from_a_thread_that_works_for_a_loop_it_starts(self):
@@ -392,7 +398,6 @@ class TestFromThread:
         await turns()
         assert broker.logs["broadcast"] == []  # given up
 
-    @pytest.mark.xfail(reason="threads.py: the wait in a thread that starts the hub has no bound")
     async def test_also_where_the_hub_has_not_started(self, broker, monkeypatch):
         monkeypatch.setattr(threads, "WAIT", 0.05)
         gate = broker.gate("publish")

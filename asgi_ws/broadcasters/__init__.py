@@ -98,9 +98,9 @@ class Broadcaster(ABC):
         """
 
     async def history(
-        self, channel: str, after: Position | None, retention: Retention, limit: int
+        self, channel: str, after: Position | None, retention: Retention, limit: int | None
     ) -> History:
-        """Return what is kept after a position, or all that is kept with `None`, at most `limit`.
+        """Return what is kept after a position, or all that is kept with `None`, at most `limit` of it.
 
         Where more is kept than `limit`, what comes last is left out and `position` is the last one
         returned. A position of another epoch, above the top or below what is kept is not `complete`.

@@ -105,12 +105,14 @@ class MemoryBroadcaster(Broadcaster):
     async def publish(self, publication: Publication, retention: Retention) -> Position | None:
         if publication.key is None:
             return self._publish(publication, retention)
-        self._forget_keys()
+        self._expire_keys()
         place = (publication.channel, publication.key)
         if place in self._keys:
             return self._keys[place][1]
         position = self._publish(publication, retention)
         self._keys[place] = (self.clock() + KEY_TTL, position)
+        if len(self._keys) > MAX_KEYS:
+            self._keys.popitem(last=False)
         return position
 
     async def position(self, channel: str) -> Position | None:
@@ -118,7 +120,7 @@ class MemoryBroadcaster(Broadcaster):
         return Position(self._epoch, 0) if log is None else log.position
 
     async def history(
-        self, channel: str, after: Position | None, retention: Retention, limit: int
+        self, channel: str, after: Position | None, retention: Retention, limit: int | None
     ) -> History:
         log = self._logs.get(channel)
         if log is None:
@@ -127,10 +129,12 @@ class MemoryBroadcaster(Broadcaster):
         self._expire(log, retention)
         if after is not None and not (after.epoch == log.epoch and log.floor <= after.offset <= log.offset):
             return History(log.position, (), complete=False)
-        found = _after(log.kept, 0 if after is None else after.offset)
-        if len(found) <= limit:
+        begin = log.floor if after is None else after.offset
+        found = _after(log.kept, begin)
+        if limit is None or len(found) <= limit:
             return History(log.position, found, complete=True)
-        return History(Position(log.epoch, found[limit - 1].offset), found[:limit], complete=True)
+        last = found[limit - 1].offset if limit else begin
+        return History(Position(log.epoch, last), found[:limit], complete=True)
 
     def _publish(self, publication: Publication, retention: Retention) -> Position | None:
         if not retention.size:
@@ -144,7 +148,7 @@ class MemoryBroadcaster(Broadcaster):
         while len(log.kept) > retention.size or log.size > self._channel_bytes:
             self._size -= log.drop()
         self._queue(log)
-        self._bound()
+        self._bound(log)
         position = log.position
         self._receiver.deliver(publication)
         return position
@@ -169,13 +173,14 @@ class MemoryBroadcaster(Broadcaster):
             log.waiting = True
             heapq.heappush(self._oldest, (log.kept[0].time, next(_tickets), log))
 
-    def _bound(self) -> None:
+    def _bound(self, current: Log) -> None:
         horizon = self.clock() - self._position_ttl
         while self._oldest and (self._size > self._max_bytes or self._oldest[0][0] < horizon):
             self._evict()
         while self._logs:
             log = next(iter(self._logs.values()))
-            if log.touched >= horizon and (log.kept or self._size <= self._max_bytes):
+            over = self._size > self._max_bytes and not log.kept
+            if log is current or not (over or log.touched < horizon):
                 break
             self._forget(log)
 
@@ -194,12 +199,9 @@ class MemoryBroadcaster(Broadcaster):
         # Whoever comes back with this channel's old position must not find it valid again.
         self._epoch = _new_epoch()
 
-    def _forget_keys(self) -> None:
+    def _expire_keys(self) -> None:
         now = self.clock()
-        while self._keys:
-            expires, _ = next(iter(self._keys.values()))
-            if expires > now and len(self._keys) < MAX_KEYS:
-                break
+        while self._keys and next(iter(self._keys.values()))[0] <= now:
             self._keys.popitem(last=False)
 
     def _forget_all(self) -> None:

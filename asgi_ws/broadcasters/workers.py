@@ -109,7 +109,7 @@ if sys.platform != "win32":
 def _lock_path(namespace: str) -> Path:
     pids = Path("/proc/self/ns/pid")  # containers may share host name, temp directory and a parent 0
     host = (os.uname().nodename, pids.readlink() if pids.is_symlink() else None)
-    identity = ascii((host, os.getppid(), sys.argv, namespace))
+    identity = ascii((host, os.getppid(), str(Path.cwd()), sys.argv, namespace))
     digest = hashlib.sha256(identity.encode()).hexdigest()[:32]
     return Path(tempfile.gettempdir(), f"asgi_ws-{os.geteuid()}-{digest}.lock")
 

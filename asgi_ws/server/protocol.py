@@ -1,120 +1,112 @@
 """uvicorn's WebSocket class on websockets' sans-I/O protocol, whose connection a hub can adopt.
 
-Whoever does not adopt it finds uvicorn's own class, unchanged.
+Whoever does not adopt it finds uvicorn's own class, with these differences: frames that come before the
+handshake is answered are kept until it is; what is wrong with a frame is told to a client that still sends;
+headers too large for websockets are refused; no client can hold up the server's end.
 """
 
-from collections.abc import Mapping
-from typing import Any
+import asyncio
+import sys
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
+from uvicorn.config import Config
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
+from websockets.exceptions import InvalidState
+from websockets.frames import Frame
 from websockets.http11 import Request
+from websockets.protocol import Protocol
 
-from asgi_ws import endings
-from asgi_ws.transports.direct import EXTENSION, Owner
+from asgi_ws.server.connection import Connection, linger
+from asgi_ws.server.keepalive import Keepalive
+from asgi_ws.transports.direct import EXTENSION
 
-
-class _Void:
-    """The queue and the event of a connection that has an owner: nobody waits for either."""
-
-    def put_nowait(self, _: object) -> None:
-        return
-
-    def set(self) -> None:
-        return
+_keepalives: weakref.WeakKeyDictionary[ServerState, Keepalive] = weakref.WeakKeyDictionary()
 
 
-_GONE: Any = None
-_VOID: Any = _Void()
+class _Adopted:
+    """The queue and the event of an ASGI task whose connection a hub has: whoever asks for it learns why."""
+
+    async def get(self) -> None:
+        raise RuntimeError(
+            "a hub has adopted this connection, so nothing else can send or receive: let the middleware that "
+            "does leave the hub's path alone, or set ASGI_WS_FAST=false"
+        )
+
+    wait = get
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """A WebSocket connection that offers itself in `scope["extensions"]["asgi_ws"]`."""
 
-    owner: Owner | None = None
-    paused = False
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._server_state = server_state
+        self._offer: Connection | None = None
+        self._adopted = False
+        self._early = b""
+        self._failed = False
 
-    # What a hub may do with it: `asgi_ws.transports.direct.Connection`.
+    # What the event loop and uvicorn call.
 
-    def adopt(self, owner: Owner) -> None:
-        self.owner = owner
-        waiting, self.queue, self.writable = self.queue, _VOID, _VOID
-        while not waiting.empty():
-            self._hand_over(waiting.get_nowait())
-        if self.disconnected:
-            self.loop.call_soon(owner.lost, endings.ABNORMAL.code)
-        elif self.read_paused:
-            self.read_paused = False
-            self.transport.resume_reading()
-        self._forget_handshake()
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        http: Any = self.transport.get_protocol()
+        self._early = _after_request(http)
+        if hasattr(http, "parser"):
+            http.parser = None  # it and its parser hold each other, and have done their work
 
-    def write(self, frames: bytes) -> None:
-        self.transport.write(frames)
-
-    def close(self, code: int, reason: str) -> None:
-        if self.close_sent or self.transport.is_closing():
+    def data_received(self, data: bytes) -> None:
+        if self._failed:
             return
-        self.close_sent = True
-        self.conn.send_close(code, reason)
-        self.transport.write(b"".join(self.conn.data_to_send()))
-        self.close_timer = self.loop.call_later(self.close_timeout, self.transport.close)
-
-    def abort(self) -> None:
-        self.transport.abort()
-
-    # What uvicorn and the event loop call.
-
-    def handle_connect(self, event: Request) -> None:
-        super().handle_connect(event)
-        scope = getattr(self, "scope", None)
-        if scope is not None:  # the task that is to see it has not run yet
-            scope["extensions"][EXTENSION] = {"connection": self}
-
-    def send_receive_event_to_app(self) -> None:
-        if self.owner is None:
-            super().send_receive_event_to_app()
+        if self.handshake_initiated and not self.handshake_complete:
+            # https://www.rfc-editor.org/rfc/rfc6455#section-4.1 has clients wait. Those that do not are
+            # not answered, with a pong say, before the handshake is.
+            self._early += data
+            self.transport.pause_reading()
             return
-        frames, self.frames = self.frames, []
-        data = frames[0] if len(frames) == 1 else b"".join(frames)
-        if self.close_sent:
-            return
-        if self.curr_msg_data_type == "bytes":
-            self.owner.received(bytes(data))
-            return
+        self.conn.receive_data(data)
         try:
-            text = bytes(data).decode()
-        except UnicodeDecodeError:
-            self.conn.send_close(1007)
-            self.handle_parser_exception()
-            return
-        self.owner.received(text)
+            self.handle_events()
+        except InvalidState:  # a message that is no UTF-8, in one piece with the close frame behind it
+            self._failed = True
+        if self._failed or self.conn.parser_exc is not None:
+            self._fail()
+        elif not self.handshake_initiated:
+            # Headers too many or too long: websockets has the answer, and no event for it.
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.transport.close()
 
     def pause_writing(self) -> None:
-        self.paused = True
-        if self.owner is None:
-            super().pause_writing()
+        super().pause_writing()
+        if self._offer is not None:
+            self._offer.paused = True
 
     def resume_writing(self) -> None:
-        self.paused = False
-        if self.owner is None:
-            super().resume_writing()
-        else:
-            self.owner.resumed()
+        super().resume_writing()
+        if self._offer is not None:
+            self._offer.paused = False
 
     def shutdown(self) -> None:
-        if self.owner is not None:
-            self.owner.stopping()
-        super().shutdown()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        if self.owner is not None:
-            received = self.conn.close_rcvd
-            self.owner.lost(endings.ABNORMAL.code if received is None else received.code)
+        if not self.transport.is_closing():  # uvicorn would fail at a second close frame
+            super().shutdown()
+        if self.close_timer is not None:
+            self.close_timer.cancel()
+        # Who does not read would hold up the server's end.
+        self.close_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
 
     async def run_asgi(self) -> None:
         try:
-            await self.app(self.scope, self.receive, self.send)
+            result: object = await cast("Any", self.app)(self.scope, self.receive, self.send)
         except ClientDisconnected:
             pass
         except BaseException:
@@ -124,19 +116,100 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             if not self.handshake_complete:
                 self.logger.error("ASGI callable returned without completing handshake.")
                 self.send_500_response()
-        if self.owner is None and self.close_timer is None:
+            elif result is not None:
+                self.logger.error("ASGI callable should return None, but returned '%s'.", result)
+        finally:
+            self._withdraw()
+        if not self._adopted and self.close_timer is None:
             self.transport.close()
 
-    def _forget_handshake(self) -> None:
-        # An idle connection has no use for it, and it is a quarter of its memory. The headers are cleared
-        # because websockets' parser keeps its request for as long as it lives.
-        self.request.headers.clear()
-        self.response.headers.clear()
-        self.scope = self.request = self.response = _GONE
-        self.client = self.server = None
+    # What uvicorn's own methods call.
 
-    def _hand_over(self, message: Mapping[str, Any]) -> None:
-        assert self.owner is not None
-        if message["type"] == "websocket.receive":
-            text = message.get("text")
-            self.owner.received(message["bytes"] if text is None else text)
+    def handle_connect(self, event: Request) -> None:
+        super().handle_connect(event)
+        scope: Any = getattr(self, "scope", None)
+        if scope is not None:  # the task that is to see it has not run yet
+            self._offer = Connection(
+                self.transport, self.conn, self.connections, self._release, self._keepalive
+            )
+            scope["extensions"][EXTENSION] = {"connection": self._offer}
+
+    def handle_cont(self, event: Frame) -> None:
+        # One buffer, for a list of fragments takes forty bytes for each of the message's.
+        if not isinstance(self.frames[0], bytearray):
+            self.frames = [cast("bytes", bytearray(self.frames[0]))]
+        self.frames[0] += event.data
+        if event.fin:
+            self.send_receive_event_to_app()
+
+    def handle_parser_exception(self) -> None:
+        self._failed = True  # `data_received` goes on
+
+    def start_keepalive(self) -> None:
+        """Begin with the frames: the answer to the handshake is on its way."""
+        super().start_keepalive()
+        # websockets' parser keeps its request for as long as it lives; one for frames alone has none.
+        self.conn.parser = Protocol.parse(self.conn)
+        next(self.conn.parser)
+        early, self._early = self._early, b""
+        if early:
+            self.transport.resume_reading()
+            self.data_received(early)
+
+    # Inside.
+
+    @property
+    def _keepalive(self) -> Keepalive | None:
+        """The one of this server: none where its settings say so."""
+        if not self.ping_interval:
+            return None
+        keepalive = _keepalives.get(self._server_state)
+        if keepalive is None:
+            keepalive = _keepalives[self._server_state] = Keepalive(self.ping_interval, self.ping_timeout)
+        return keepalive
+
+    def _release(self, connection: Connection) -> Iterable[Mapping[str, Any]]:
+        """Let a hub have the connection; return what its client has sent already."""
+        self._adopted = True
+        self.stop_keepalive()
+        queue, self.queue, self.writable = self.queue, cast("Any", _Adopted()), cast("Any", _Adopted())
+        if self.disconnected:
+            self.loop.call_soon(connection.connection_lost, None)
+        else:
+            self.connections.remove(self)
+            self.connections.add(cast("Any", connection))
+            self.transport.set_protocol(connection)
+            if self.read_paused:
+                self.transport.resume_reading()
+        if self.frames:
+            connection.expect(text=self.curr_msg_data_type == "text", message=self.frames[0])
+        return [queue.get_nowait() for _ in range(queue.qsize())]
+
+    def _withdraw(self) -> None:
+        # The offer and this object hold each other.
+        self._offer = None
+        self.scope["extensions"].pop(EXTENSION, None)
+
+    def _fail(self) -> None:
+        """Fail the connection, when what came before the failure has been handed over."""
+        self._failed = True
+        sent = self.conn.close_sent
+        assert sent is not None
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": sent.code, "reason": sent.reason})
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        if self.close_timer is not None:
+            self.close_timer.cancel()
+        self.close_timer = self.loop.call_later(self.close_timeout, self.transport.close)
+        self.transport.resume_reading()
+        linger(self.transport)
+
+
+def _after_request(http: Any) -> bytes:
+    """Return what came in one piece with the handshake, which uvicorn's HTTP classes drop."""
+    upgrade = sys.exc_info()[1]
+    if upgrade is not None and upgrade.__traceback__ is not None and isinstance(upgrade.args[0], int):
+        # httptools: its class is handling the exception that says where the request has ended.
+        return bytes(upgrade.__traceback__.tb_frame.f_locals["data"][upgrade.args[0] :])
+    h11 = getattr(http, "conn", None)
+    return b"" if h11 is None else bytes(h11.trailing_data[0])

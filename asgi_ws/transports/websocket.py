@@ -90,8 +90,8 @@ class WebSocketLink:
             logger.debug("session %s did not answer the close frame", self._session.id)
         finally:
             self._writer.cancel()
+            conversation.end(code)  # first: what is awaited in here may be cancelled again
             await asyncio.wait([self._writer])
-            conversation.end(code)
 
     async def _write(self) -> None:
         try:

@@ -15,9 +15,9 @@ _HERE = Path(__file__).parent
 _NODE_MODULES = Path(os.environ.get("BENCHMARKS_NODE_MODULES", _HERE.parent / "node_modules"))
 
 ALL = frozenset({"fanout", "burst", "latency", "memory", "connect", "channels", "slow", "inbound", "growth"})
-# Who has no channels by URL, or no answer to a request, stays out of these.
-_WIDE = ALL - {"channels"}
-_PUBSUB_ONLY = _WIDE - {"inbound"}
+# Most have no channels by URL, and some no answer to a request; growth is long, and asked of few.
+_MOST = ALL - {"channels", "growth"}
+_PUBSUB_ONLY = _MOST - {"inbound"}
 
 
 class Rival:
@@ -35,7 +35,7 @@ class Rival:
         *,
         needs: str,
         distributions: Sequence[str],
-        scenarios: frozenset[str] = _WIDE,
+        scenarios: frozenset[str] = _MOST,
         dialect: Dialect | None = None,
     ) -> None:
         self.name = name
@@ -200,6 +200,7 @@ RIVALS = (
         "Bun.serve: server.publish(), which is uWebSockets in C++",
         needs="bun",
         distributions=(),
+        scenarios=_MOST | {"growth"},
     ),
 )
 

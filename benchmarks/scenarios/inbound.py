@@ -25,6 +25,11 @@ INBOUND = Scenario(
     "inbound",
     "every session asks, waits for the answer, and asks again",
     inbound,
-    (Figure("cpu", "µs CPU/request"), Figure("rate", "requests/s", 0), Figure("p50", "p50 ms"), Figure("p99", "p99 ms")),
+    (
+        Figure("cpu", "µs CPU/request"),
+        Figure("rate", "requests/s", 0),
+        Figure("p50", "p50 ms"),
+        Figure("p99", "p99 ms"),
+    ),
     as_planned,
 )

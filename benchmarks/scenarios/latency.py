@@ -40,6 +40,4 @@ def percentiles(nanoseconds: list[int]) -> Sample:
     }
 
 
-LATENCY = Scenario(
-    "latency", "from publish to client at 50,000 deliveries/s", latency, FIGURES, as_planned
-)
+LATENCY = Scenario("latency", "from publish to client at 50,000 deliveries/s", latency, FIGURES, as_planned)

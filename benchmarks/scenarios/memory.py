@@ -10,7 +10,7 @@ from benchmarks.server import Server
 CALM = 0.5  # seconds until nothing of the handshakes is left
 
 
-async def memory(server: Server, plan: Plan, variant: Variant) -> Sample:
+async def memory(server: Server, _: Plan, variant: Variant) -> Sample:
     count = 2 * variant.number
     async with Crowd(server) as crowd:
         # The first ones fill the allocator's pools, and import what is imported late.
