@@ -19,6 +19,7 @@ from asgi_ws.version import __version__
 # uvicorn's defaults are those of HTTP. Deflate costs 34 kB and CPU time per connection, and lets a small
 # message be a bomb; 16 MiB is no message; and a client that does not read would hold up a stop for ever.
 SAFE: dict[str, Any] = {
+    "ws": "asgi_ws.server:WebSocketProtocol",
     "ws_per_message_deflate": False,
     "ws_max_size": 1 << 20,
     "timeout_graceful_shutdown": 30,
@@ -65,7 +66,7 @@ cli.add_command(
         params=uvicorn_command.params,
         callback=uvicorn_command.callback,
         context_settings={"auto_envvar_prefix": "UVICORN", "default_map": SAFE},
-        help="Serve module:app with uvicorn, with safe defaults for WebSockets.",
+        help="Serve module:app with uvicorn, with the fast WebSocket class and safe defaults.",
     )
 )
 

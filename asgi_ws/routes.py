@@ -144,8 +144,8 @@ class _Stream:
 
 async def live_page(_: Request) -> Response:
     """Answer with the page that shows what a hub sends; it has no part that differs, and no CDN."""
-    page = importlib.resources.files("asgi_ws").joinpath("static/live.html").read_text()
-    return HTMLResponse(page)
+    page = importlib.resources.files("asgi_ws").joinpath("static/live.html").read_text("utf-8")
+    return HTMLResponse(page, headers={"cache-control": "no-cache"})  # after an upgrade, the new one
 
 
 async def _refuse(hub: Served, scope: Scope, receive: Receive, send: Send, ending: Ending) -> None:

@@ -21,23 +21,18 @@ from benchmarks.scenarios import SCENARIOS
 _DEFAULT = Plan()
 
 
-class Names(click.ParamType):
-    """Names with commas between them."""
-
-    name = "a,b"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Rival]:
-        try:
-            return [find(name.strip()) for name in value.split(",")]
-        except KeyError as unknown:
-            known = ", ".join(rival.name for rival in RIVALS)
-            self.fail(f"expected some of {known}, got {unknown}", param, ctx)
+def _named(_: click.Context, __: click.Parameter, value: str | None) -> Sequence[Rival]:
+    try:
+        return RIVALS if value is None else [find(name.strip()) for name in value.split(",")]
+    except KeyError as unknown:
+        known = ", ".join(rival.name for rival in RIVALS)
+        raise click.BadParameter(f"expected some of {known}, got {unknown}") from None
 
 
 @click.command()
 @click.argument("scenario", nargs=-1, type=click.Choice(list(SCENARIOS)))
 @click.option("--list", "listing", is_flag=True, help="Show the scenarios and rivals, and run nothing.")
-@click.option("--rivals", type=Names(), help="Only these; ratios are to the first of them.")
+@click.option("--rivals", metavar="A,B", callback=_named, help="Only these; ratios are to the first of them.")
 @click.option(
     "--json",
     "file",
@@ -53,10 +48,10 @@ class Names(click.ParamType):
 def main(
     scenario: Sequence[str],
     listing: bool,
-    rivals: Sequence[Rival] | None,
+    rivals: Sequence[Rival],
     file: Path | None,
     quick: bool,
-    **numbers: float | None,
+    **numbers: Any,
 ) -> None:
     """Measure what a broadcast costs the server, here and elsewhere: all scenarios, or those named."""
     if listing:
@@ -65,7 +60,7 @@ def main(
     plan = _DEFAULT.quick() if quick else _DEFAULT
     plan = plan._replace(**{name: number for name, number in numbers.items() if number is not None})
     chosen = [SCENARIOS[name] for name in scenario or SCENARIOS]
-    _run(chosen, _installed(rivals or RIVALS), plan, file)
+    _run(chosen, _installed(rivals), plan, file)
 
 
 def _list() -> None:
@@ -82,7 +77,7 @@ def _list() -> None:
 def _installed(rivals: Sequence[Rival]) -> list[Rival]:
     for rival in rivals:
         if rival.missing:
-            click.echo(f"{rival.name} is not installed: {rival.missing}", err=True)
+            click.echo(f"{rival.name} is not installed: {rival.missing}")
     return [rival for rival in rivals if not rival.missing]
 
 

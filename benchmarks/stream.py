@@ -21,7 +21,12 @@ async def stream(crowd: Crowd, plan: Plan, *, per_turn: int, channels: int = 0) 
         end = time.monotonic() + plan.seconds
         while time.monotonic() < end:
             deliveries += await crowd.hear(turns=turns, per_turn=per_turn, channels=channels)
-    return {"cpu": meter.cpu / deliveries * 1e6, "rate": deliveries / meter.wall, **meter.shares()}
+    return {
+        "cpu": meter.cpu / deliveries * 1e6,
+        "rate": deliveries / meter.wall,
+        "deliveries": deliveries,
+        **meter.shares(),
+    }
 
 
 async def _warm_up(crowd: Crowd, plan: Plan, per_turn: int, channels: int) -> int:

@@ -198,7 +198,7 @@ class FakeBroker(Broadcaster):
         await self._answer("position")
         return position
 
-    async def history(self, channel: str, after: Position | None, retention: Any, limit: int) -> History:
+    async def history(self, channel: str, after: Position | None, retention: Any, limit: int | None) -> History:
         await self._begin("history", channel)
         top = Position(self.epochs[channel], self.tops[channel])
         log = self.logs[channel]
@@ -206,7 +206,7 @@ class FakeBroker(Broadcaster):
         if after is not None and not (after.epoch == top.epoch and floor <= after.offset <= top.offset):
             return History(top, (), complete=False)
         found = [kept for kept in log if after is None or kept.offset > after.offset]
-        if len(found) > limit:
+        if limit is not None and len(found) > limit:
             top = Position(top.epoch, found[limit].previous)
         await self._answer("history")
         return History(top, found[:limit], complete=True)

@@ -13,9 +13,10 @@ import psutil
 import pytest
 import websockets
 
+from asgi_ws import Unavailable
 from asgi_ws import demo as demo_app
 from tests.commands import demo, run, running
-from tests.servers import eventually, receive, serve, welcomed
+from tests.servers import eventually, receive, serve, until, welcomed
 
 READINGS = ["machine.load", "machine.memory", "machine.network", "machine.processes"]
 JSON = {"content-type": "application/json"}
@@ -214,6 +215,18 @@ def test_a_form_of_another_site_cannot_say_anything(app):
         assert answer.json()["message"].startswith("expected the content type application/json, got ")
 
 
+def test_half_a_body_is_nobodys_trouble(app, caplog):
+    with socket.create_connection(("127.0.0.1", app.port)) as client:
+        client.sendall(
+            b"POST /say HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            b'Content-Length: 100\r\nExpect: 100-continue\r\n\r\n{"text": '
+        )
+        # The server asks for the rest, so the application waits for it.
+        assert client.recv(1000).startswith(b"HTTP/1.1 100 Continue")
+    until(lambda: not app.server.server_state.tasks, "the request to end")
+    assert "Exception in ASGI application" not in caplog.text
+
+
 def test_a_page_can_ask_whether_it_may_say_something(app):
     assert httpx2.head(f"{app.http}/say").status_code == 204
     assert httpx2.head(f"{app.http}/ws/say").status_code == 404
@@ -243,3 +256,20 @@ def test_what_cannot_be_read_here_is_left_out_and_said_once(monkeypatch, caplog)
     assert [record.message for record in caplog.records] == [
         "machine.network cannot be read on this machine: LookupError('no network interface')"
     ]
+
+
+@pytest.mark.anyio
+async def test_a_broker_that_is_away_does_not_end_the_readings(monkeypatch, caplog):
+    class Hub:
+        published = []
+
+        async def broadcast(self, event, data):
+            if not caplog.records:
+                raise Unavailable("away")
+            self.published.append(event)
+
+    monkeypatch.setattr(demo_app, "INTERVAL", 0.01)
+    publishing = asyncio.create_task(demo_app._publish_readings(Hub()))
+    await eventually(lambda: len(Hub.published) >= len(READINGS))
+    publishing.cancel()
+    assert [record.message for record in caplog.records] == ["machine.load was not published: away"]

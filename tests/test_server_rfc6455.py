@@ -232,6 +232,24 @@ class Gate:
                 await asyncio.sleep(0.002)
 
 
+class Adopting:
+    """An ASGI app that gives its connections away; an object, for Starlette takes a function for an endpoint."""
+
+    def __init__(self, world: "World") -> None:
+        self.world = world
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        if b"wait=before" in scope["query_string"]:
+            await self.world.gates["before"].wait()
+        await send({"type": "websocket.accept"})
+        if b"wait=after" in scope["query_string"]:
+            await self.world.gates["after"].wait()
+        owner = Echo(scope["extensions"]["asgi_ws"]["connection"])
+        self.world.owners.append(owner)
+        owner.connection.adopt(owner)
+
+
 class World:
     """A server, and what is known of the connections in it."""
 
@@ -245,7 +263,7 @@ class World:
                 WebSocketRoute("/refused", self._refuse),
                 WebSocketRoute("/burst", self._burst),
                 Route("/hello", lambda _: PlainTextResponse("hello")),
-                Mount("/adopted", self._adopted),
+                WebSocketRoute("/adopted", Adopting(self)),
                 Mount("/hub", self.hub),
             ],
             lifespan=self.hub.lifespan,
@@ -276,17 +294,6 @@ class World:
         number = len(self.owners)
         with Raw(self.port, path, **options).opened() as raw:
             yield raw, until(lambda: self.owners[number:])[0]
-
-    async def _adopted(self, scope: Any, receive: Any, send: Any) -> None:
-        await receive()
-        if b"wait=before" in scope["query_string"]:
-            await self.gates["before"].wait()
-        await send({"type": "websocket.accept"})
-        if b"wait=after" in scope["query_string"]:
-            await self.gates["after"].wait()
-        owner = Echo(scope["extensions"]["asgi_ws"]["connection"])
-        self.owners.append(owner)
-        owner.connection.adopt(owner)
 
     async def _refuse(self, websocket: WebSocket) -> None:
         await self.gates["before"].wait()
@@ -648,7 +655,7 @@ class TestClosing:
             with world.adopted() as (raw, owner):
                 raw.write(close_frame(code))
                 assert raw.read().code == code
-            until(lambda: owner.codes == [expected])
+            until(lambda owner=owner, expected=expected: owner.codes == [expected])
 
     def test_of_the_server_with_data_in_flight_both_ways(self, world):
         """A hundred messages, a close frame behind them, and all the while the client sends."""
