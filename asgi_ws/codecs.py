@@ -5,6 +5,7 @@ into an event without parsing it, or translates it once for everyone who speaks 
 """
 
 import base64
+import math
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -228,7 +229,10 @@ def _within_64_bits(value: Any) -> Any:
         case list():
             return [_within_64_bits(item) for item in value]
         case int() if not -(2**63) <= value < 2**64:
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:
+                return math.inf if value > 0 else -math.inf
     return value
 
 

@@ -41,13 +41,13 @@ class Unsubscribe(Struct, tag="unsubscribe", tag_field="type"):
 class Ping(Struct, tag="ping", tag_field="type"):
     """Are you there? From either side."""
 
-    ref: Ref | UnsetType = UNSET
+    ref: Ref | UnsetType | None = UNSET
 
 
 class Pong(Struct, tag="pong", tag_field="type"):
     """I am. From either side."""
 
-    ref: Ref | UnsetType = UNSET
+    ref: Ref | UnsetType | None = UNSET
 
 
 Request = Subscribe | Unsubscribe | Ping | Pong

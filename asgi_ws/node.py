@@ -50,6 +50,8 @@ class Node:
 
     async def publish(self, publication: Publication, retention: Retention) -> Position | None:
         """Give a publication to the broadcaster; a full turn is flushed, and gives way to the writers."""
+        if self.pace.closed:
+            await self.pace.admit()
         position = await self.broadcaster.publish(publication, retention)
         self.metrics.events_emitted += 1
         self.metrics.broadcaster_published += 1
@@ -136,9 +138,7 @@ class Node:
 
     async def _give_way(self) -> None:
         self.fanout.flush()
-        while self.fanout.busy:  # noqa: ASYNC110 - for some milliseconds
-            await asyncio.sleep(0)
-        await self.pace.keep()
+        await self.pace.keep(lambda: self.fanout.busy)
 
     async def _start(self, channel: str, retention: Retention, resume: Resume | None) -> Join:
         if not retention.size or "history" not in self.broadcaster.features:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from asgi_ws.codecs import Codec, Payload
@@ -137,19 +137,24 @@ class Writer(Protocol):
 
 
 class Pace:
-    """Keeps a publisher in step with the sessions that keep up, and never with those that do not.
+    """Keeps publishers in step with the sessions that keep up, and never with those that do not.
 
     A publisher that awaits nothing else would fill every outbox before one writer had its turn. So after
-    a full turn it waits until the outboxes are empty, for at most `patience` seconds; whoever is not done
-    by then is lagging, and no publisher waits for it until it has caught up.
+    a full turn it waits until the outboxes are empty, and whoever else publishes waits with it. Sessions
+    of which none has taken anything for `patience` seconds, though the loop had nothing else to do, are
+    lagging, and so is whoever is not done after `limit` seconds: no publisher waits for them until they
+    have caught up.
     """
 
-    patience = 0.02
+    patience = 0.1
+    limit = 1.0
 
     def __init__(self) -> None:
         self._behind: set[Writer] = set()
         self._lagging: set[Writer] = set()
         self._quiet = asyncio.Event()
+        self._keeping = 0
+        self._opened = asyncio.Event()
 
     def behind(self, writer: Writer) -> None:
         """Note that a writer has something to write."""
@@ -163,20 +168,51 @@ class Pace:
         if not self._behind:
             self._quiet.set()
 
-    async def keep(self) -> None:
-        """Give way to the writers, once at least."""
-        await asyncio.sleep(0)
-        if not self._behind:
-            return
-        self._quiet.clear()
+    @property
+    def closed(self) -> bool:
+        """Whether a full turn is being written: the next one would find the outboxes full."""
+        return self._keeping > 0
+
+    async def admit(self) -> None:
+        """Wait until no full turn is being written."""
+        while self._keeping:
+            self._opened.clear()
+            await self._opened.wait()
+
+    async def keep(self, flushing: Callable[[], bool] = lambda: False) -> None:
+        """Give way to the writers after a full turn, once at least; `flushing` while it is handed over."""
+        self._keeping += 1
         try:
-            async with asyncio.timeout(self.patience):
-                await self._quiet.wait()
-        except TimeoutError:
-            self._lagging |= self._behind
-            self._behind.clear()
+            await asyncio.sleep(0)
+            while flushing():  # noqa: ASYNC110 - for some milliseconds
+                await asyncio.sleep(0)
+            await self._until_quiet()
+        finally:
+            self._keeping -= 1
+            if not self._keeping:
+                self._opened.set()
+
+    async def _until_quiet(self) -> None:
+        end = _idle() + self.limit
+        while self._behind:
+            began, idle = time.monotonic(), _idle()
+            self._quiet.clear()
+            try:
+                async with asyncio.timeout(self.patience):
+                    await self._quiet.wait()
+            except TimeoutError:
+                idled = _idle() - idle >= self.patience / 2
+                nobody = all(writer.progress < began for writer in self._behind)
+                if (idled and nobody) or _idle() >= end:
+                    self._lagging |= self._behind
+                    self._behind.clear()
 
     def stuck(self, seconds: float) -> list[Writer]:
         """Return who has something to write and has not finished a write for `seconds`."""
         since = time.monotonic() - seconds
         return [writer for writer in (*self._behind, *self._lagging) if writer.progress < since]
+
+
+def _idle() -> float:
+    """Seconds in which this thread had nothing to do: while the loop is busy, nobody is at fault."""
+    return time.monotonic() - time.thread_time()

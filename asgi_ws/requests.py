@@ -29,7 +29,7 @@ from asgi_ws.messages import (
     Unsubscribed,
 )
 from asgi_ws.node import Join, Resume
-from asgi_ws.patterns import check_channel
+from asgi_ws.patterns import MAX_BYTES, check_channel
 from asgi_ws.router import BROADCAST, USER_PREFIX
 from asgi_ws.run import Run
 from asgi_ws.session import Session
@@ -54,7 +54,7 @@ class _Join(NamedTuple):
 class Requests:
     """Reads what one session's client sends, and answers."""
 
-    __slots__ = ("_leaving", "_run", "_session", "_tasks", "_waiting")
+    __slots__ = ("_later", "_run", "_session", "_tasks", "_waiting")
 
     def __init__(self, session: Session, run: Run) -> None:
         self._session = session
@@ -62,8 +62,8 @@ class Requests:
         # Lists, for an idle session has a pair of these, and nothing in them.
         self._waiting: list[_Join] = []
         self._tasks: list[asyncio.Task[None]] = []
-        # Channels to be left as soon as they are joined, with the refs to answer.
-        self._leaving: dict[str, list[Ref]] = {}
+        # What is to be done with a channel as soon as it is joined: an unsubscribe, and what follows it.
+        self._later: dict[str, list[Subscribe | Unsubscribe]] = {}
 
     def receive(self, payload: Payload) -> None:
         """Take a message from the client. Never raises: what is wrong with it is answered."""
@@ -86,6 +86,9 @@ class Requests:
 
     def subscribe(self, request: Subscribe) -> None:
         """Join a channel, or answer why not."""
+        if request.channel in self._later:
+            self._postpone(request)
+            return
         try:
             join = self._admissible(request)
         except RequestError as error:
@@ -107,14 +110,15 @@ class Requests:
                 self._fail(BadRequest(message), ref)
             case Subscribe():
                 self.subscribe(request)
-            case Unsubscribe(channel, ref):
-                self._unsubscribe(channel, ref)
+            case Unsubscribe():
+                self._unsubscribe(request)
             case Ping(ref):
-                self._session.tell(Pong(ref=ref))
+                self._session.tell(Pong(ref=UNSET if ref is None else ref))
             case Pong():
                 self._session.pongs = True
 
-    def _unsubscribe(self, channel: str, ref: Ref) -> None:
+    def _unsubscribe(self, request: Unsubscribe) -> None:
+        channel, ref = request.channel, request.ref
         subscription = self._session.subscriptions.get(channel)
         if subscription is None:
             error = NotFound(f"expected a channel that is subscribed to, got {brief(channel)}")
@@ -123,16 +127,17 @@ class Requests:
             self._run.node.leave(self._session.subscriptions.pop(channel))
             self._session.tell(Unsubscribed(channel=channel, code="client", ref=_present(ref)))
         else:
-            self._leave_later(channel, ref)
+            self._postpone(request)
 
-    def _leave_later(self, channel: str, ref: Ref) -> None:
-        refs = self._leaving.setdefault(channel, [])
-        if len(refs) < MAX_REQUESTS:
-            refs.append(ref)
+    def _postpone(self, request: Subscribe | Unsubscribe) -> None:
+        later = self._later.setdefault(request.channel, [])
+        if len(later) < MAX_REQUESTS:
+            later.append(request)
         else:
-            self._fail(
-                LimitExceeded("expected the answer to be waited for, got yet another unsubscribe"), ref
+            error = LimitExceeded(
+                f"expected at most {MAX_REQUESTS} requests to wait for a subscribe, got one more"
             )
+            self._fail(error, request.ref)
 
     # Subscribing: the checks at once, the application's function and the position when it is its turn.
 
@@ -183,13 +188,16 @@ class Requests:
         except Exception as error:
             self._abandon(subscription)
             self._fail(self._explain(error), request.ref, request.channel)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             self._abandon(subscription)
-            raise
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            # Not we are cancelled: what the application awaited was.
+            self._fail(self._explain(error), request.ref, request.channel)
         else:
             self._admit(request, subscription, found)
-        for ref in self._leaving.pop(request.channel, ()):
-            self._unsubscribe(request.channel, ref)
+        for later in self._later.pop(request.channel, ()):
+            self._handle(later)
 
     async def _authorize_and_find(self, join: _Join) -> Join:
         node, retention, resume = self._run.node, join.channel.retention, _resume(join.request)
@@ -221,7 +229,7 @@ class Requests:
         self._session.subscriptions.pop(subscription.channel, None)
         self._run.node.leave(subscription)
 
-    def _explain(self, error: Exception) -> RequestError:
+    def _explain(self, error: BaseException) -> RequestError:
         if isinstance(error, RequestError):
             return error
         logger.error("a subscribe of session %s failed", self._session.id, exc_info=error)
@@ -233,7 +241,7 @@ class Requests:
             code=error.code,
             message=str(error) or error.code,
             ref=_present(ref),
-            channel=UNSET if channel is None else channel,
+            channel=UNSET if channel is None or len(channel) > MAX_BYTES else channel,
             retry_after=getattr(error, "retry_after", None) or UNSET,
         )
         self._session.tell(message)

@@ -198,7 +198,9 @@ class FakeBroker(Broadcaster):
         await self._answer("position")
         return position
 
-    async def history(self, channel: str, after: Position | None, retention: Any, limit: int | None) -> History:
+    async def history(
+        self, channel: str, after: Position | None, retention: Any, limit: int | None
+    ) -> History:
         await self._begin("history", channel)
         top = Position(self.epochs[channel], self.tops[channel])
         log = self.logs[channel]
@@ -260,7 +262,7 @@ class FakeSubscriber:
         self.deliver(batch)
 
     def tell(self, message: Any) -> None:
-        self._payloads.append(self.codec.encode(message))
+        (self._collected or self._payloads).append(self.codec.encode(message))  # in its place
 
     def heard(self, field: str = "data") -> list[Any]:
         """One field of every event, in order."""

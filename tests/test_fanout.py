@@ -288,6 +288,128 @@ class TestGap:
         assert subscriber.messages == [{"type": "gap", "channel": "room"}]
 
 
+class TestBrokenOff:
+    """Where a publication does not follow the one before it, something is lost, and that is said there."""
+
+    def deliver(self, fanout, *offsets, epoch="e"):
+        for previous, offset in offsets:
+            fanout.deliver(publication(data=offset, epoch=epoch, offset=offset, previous=previous))
+
+    def told(self, subscriber):
+        return [(m["type"], m.get("epoch"), m["offset"]) for m in subscriber.messages]
+
+    async def test_offsets_need_not_be_consecutive(self, fanout):
+        subscriber = listen(fanout)
+        self.deliver(fanout, (0, 3), (3, 10), (10, 11))
+        await turns(3)
+        self.deliver(fanout, (11, 20))
+        await turns(3)
+        assert subscriber.heard() == [3, 10, 11, 20]
+        assert len(subscriber.messages) == 4
+
+    @pytest.mark.parametrize("at_once", [True, False])
+    async def test_a_hole_is_a_gap_before_what_comes_after_it(self, fanout, at_once):
+        subscriber = listen(fanout)
+        self.deliver(fanout, (0, 1), (1, 2))
+        if not at_once:
+            await turns(3)
+        self.deliver(fanout, (4, 5), (5, 6))
+        await turns(3)
+        events = [("event", None, n) for n in (1, 2, 5, 6)]
+        assert self.told(subscriber) == [*events[:2], ("gap", "e", 4), *events[2:]]
+
+    @pytest.mark.parametrize("at_once", [True, False])
+    async def test_a_new_epoch_is_a_gap(self, fanout, at_once):
+        json, msgpack = listen(fanout), listen(fanout, codec=MSGPACK)
+        self.deliver(fanout, (0, 1))
+        if not at_once:
+            await turns(3)
+        self.deliver(fanout, (0, 1), (1, 2), epoch="f")
+        await turns(3)
+        for subscriber in (json, msgpack):
+            assert [m[:2] for m in self.told(subscriber)] == [
+                ("event", None), ("gap", "f"), ("event", None), ("event", None)
+            ]  # fmt: skip
+
+    async def test_where_the_one_before_is_not_known_nothing_is_missing(self, fanout):
+        subscriber = listen(fanout)
+        self.deliver(fanout, (0, 1), (0, 5))
+        await turns(3)
+        assert subscriber.heard() == [1, 5]
+        assert len(subscriber.messages) == 2
+
+    async def test_what_has_no_position_breaks_nothing_off(self, fanout):
+        subscriber = listen(fanout)
+        self.deliver(fanout, (0, 1))
+        fanout.deliver(publication(data="between"))
+        self.deliver(fanout, (1, 2))
+        await turns(3)
+        assert subscriber.heard() == [1, "between", 2]
+        assert len(subscriber.messages) == 3
+
+    async def test_after_a_gap_that_was_told_it_goes_on_from_there(self, fanout):
+        subscriber = listen(fanout)
+        self.deliver(fanout, (0, 1))
+        fanout.topic("room").gap(Position("e", 7))
+        self.deliver(fanout, (7, 8))
+        await turns(3)
+        fanout.topic("room").gap(None)
+        self.deliver(fanout, (50, 51))
+        await turns(3)
+        assert [m["type"] for m in subscriber.messages] == ["event", "gap", "event", "gap", "event"]
+
+    async def test_who_begins_at_a_position_hears_of_a_hole_right_after_it(self, fanout):
+        subscriber = FakeSubscriber()
+        fanout.topic("room").admit(join(fanout, subscriber), Position("e", 5))
+        self.deliver(fanout, (6, 7))
+        await turns(3)
+        assert self.told(subscriber) == [("gap", "e", 6), ("event", None, 7)]
+
+    async def test_with_slices_it_is_the_same(self, fanout, monkeypatch):
+        monkeypatch.setattr(room, "SLICE", 0.0)
+        subscribers = [listen(fanout) for _ in range(300)]
+        elsewhere = listen(fanout, "elsewhere")
+        fanout.deliver(publication("elsewhere"))
+        self.deliver(fanout, (0, 1), (4, 5))
+        await until(lambda: not fanout.busy and subscribers[0].messages)
+        for subscriber in subscribers:
+            assert self.told(subscriber) == [("event", None, 1), ("gap", "e", 4), ("event", None, 5)]
+        assert len(elsewhere.heard()) == 1
+
+
+class TestGapWhileJoining:
+    async def test_is_told_in_its_place_among_what_was_held_back(self, fanout):
+        subscriber = FakeSubscriber()
+        subscription = join(fanout, subscriber)
+        fanout.deliver(publication(data=1, epoch="e", offset=1))
+        fanout.topic("room").gap(Position("e", 4))
+        fanout.deliver(publication(data=5, epoch="e", offset=5, previous=4))
+        fanout.topic("room").admit(subscription, Position("e", 0))
+        await turns(3)
+        assert [(m["type"], m["offset"]) for m in subscriber.messages] == [
+            ("event", 1),
+            ("gap", 4),
+            ("event", 5),
+        ]
+
+    async def test_one_before_the_position_that_it_begins_at_is_none(self, fanout):
+        subscriber = FakeSubscriber()
+        subscription = join(fanout, subscriber)
+        fanout.topic("room").gap(Position("e", 4))
+        fanout.topic("room").admit(subscription, Position("e", 4))
+        assert subscriber.messages == []
+
+    async def test_who_has_left_is_not_let_in(self, fanout):
+        subscriber = FakeSubscriber()
+        subscription = join(fanout, subscriber)
+        fanout.topic("room").remove(subscription)
+        admit(fanout, subscription)
+        fanout.deliver(publication(data=1))
+        await turns(3)
+        assert subscriber.messages == []
+        assert fanout.topic("room").empty
+
+
 class TestSlices:
     """A fan-out to very many is cut, so that the loop runs in between: and is the same in the end."""
 
@@ -376,6 +498,25 @@ class TestTrouble:
         fanout.deliver(self.poison())
         fanout.topic("a").remove(subscription)
         assert fanout.topic("a").empty
+
+    @pytest.mark.parametrize("offset", [0, 7])
+    async def test_what_history_has_of_it_is_a_gap_too(self, fanout, offset):
+        subscriber = FakeSubscriber()
+        missed = [self.poison("room", offset=offset, epoch="e")]
+        fanout.topic("room").admit(join(fanout, subscriber), Position("e", 0), missed)
+        gap = {"type": "gap", "channel": "room"}
+        assert subscriber.messages == [gap | {"epoch": "e", "offset": 7} if offset else gap]
+
+    async def test_who_is_excluded_from_another_loses_only_that(self, fanout):
+        subscriber = listen(fanout)
+        fanout.deliver(publication(data=1, exclude=subscriber.id))
+        fanout.deliver(publication(data=2))
+        await turns(3)
+        assert subscriber.heard() == [2]
+        begun = FakeSubscriber()
+        missed = [publication(data=1, exclude=begun.id), self.poison("room"), publication(data=3)]
+        admit(fanout, join(fanout, begun), missed=missed)
+        assert [m["type"] for m in begun.messages] == ["gap", "event"]
 
     async def test_two_in_a_row_silence_no_other_channel(self, fanout, monkeypatch):
         monkeypatch.setattr(room, "SLICE", 0.0)

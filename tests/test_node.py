@@ -1,6 +1,7 @@
 """A node subscribes where somebody listens, lets go where nobody does, and loses nothing in between."""
 
 import asyncio
+import contextlib
 import functools
 import importlib
 import importlib.metadata
@@ -114,6 +115,22 @@ class TestFirstAndLast:
         assert broker.channels == {"room"}
         await publish(node, 1)
         await until(lambda: heard(subscription) == [1])
+
+    @pytest.mark.xfail(reason="topic.py: where it left off is remembered while nobody listened")
+    async def test_and_what_was_published_in_between_is_no_gap_for_who_begins_after_it(self, node, broker):
+        gate = broker.gate("unsubscribe answered")
+        subscription = await listen(node)
+        await publish(node, 1)
+        await turns()
+        node.leave(subscription)
+        await until(lambda: "room" not in broker.channels)
+        joining = asyncio.get_running_loop().create_task(listen(node))
+        await publish(node, 2)
+        gate.set()
+        subscription = await joining
+        await publish(node, 3)
+        await until(lambda: heard(subscription))
+        assert [m["type"] for m in subscription.subscriber.messages] == ["event"]
 
     async def test_nor_one_whose_answer_is_on_its_way(self, node, broker):
         gate = broker.gate("unsubscribe answered")
@@ -586,6 +603,22 @@ class TestPace:
             assert await brisk.events(10_000) == list(range(10_000))
             assert memory.stats()["slow_clients"] == 1
         assert took < DEADLINE
+
+    @pytest.mark.xfail(
+        reason="outbox.py: who is slowed by the others only, all on one machine, is taken for lagging"
+    )
+    async def test_a_crowd_that_keeps_up_keeps_up(self, memory):
+        """A loop that is busy with their writes is no fault of theirs."""
+        async with contextlib.AsyncExitStack() as stack:
+            crowd = [await stack.enter_async_context(Client(memory, channels=["plain"])) for _ in range(50)]
+            for client in crowd:
+                for _ in range(2):
+                    await client.receive("subscribed")
+            for n in range(5000):
+                await memory.publish("plain", "said", n)
+            assert memory.stats()["slow_clients"] == 0
+            for client in crowd:
+                assert await client.events(5000) == list(range(5000))
 
     async def test_a_fan_out_to_very_many_is_waited_for_too(self, node, broker, monkeypatch):
         monkeypatch.setattr("asgi_ws.fanout.SLICE", 0.0)

@@ -202,7 +202,11 @@ class Echo:
 
     def close(self, code: int, reason: str) -> None:
         """Close the connection, from another thread."""
-        self._loop.call_soon_threadsafe(self.connection.close, code, reason)
+
+        async def close() -> None:
+            self.connection.close(code, reason)
+
+        asyncio.run_coroutine_threadsafe(close(), self._loop).result(DEADLINE)
 
     def received(self, payload: str | bytes) -> None:
         opcode, data = (TEXT, payload.encode()) if isinstance(payload, str) else (BINARY, payload)
@@ -455,7 +459,8 @@ class TestFragments:
         with world.open(echoing) as raw:
             for byte in data:
                 raw.write(bytes([byte]))
-            assert [raw.read(), raw.read()] == [Frame(PONG, b"?"), Frame(TEXT, "one zwö€lf".encode())]
+            # Its last bytes may be read at once with the ping.
+            assert {raw.read(), raw.read()} == {Frame(PONG, b"?"), Frame(TEXT, "one zwö€lf".encode())}
 
     def test_a_close_frame_between_them_ends_the_connection(self, world, target):
         """RFC 6455 has an answer of the same code; websockets counts the message that is not whole."""
@@ -579,8 +584,9 @@ class TestText:
     def test_what_came_before_in_the_same_segment_is_not_lost(self, world):
         with world.open("adopted") as raw:
             raw.write(frame(TEXT, b"one") + frame(TEXT, b"\xff") + frame(TEXT, b"never") + frame(PING))
-            first, closing = raw.until_closed()
-            assert (first.payload, closing.code) == (b"one", 1007)
+            *before, closing = raw.until_closed()
+            assert [f.payload for f in before if f.opcode == TEXT] == [b"one"]
+            assert closing.code == 1007
 
     def test_a_close_frame_behind_it_changes_nothing(self, world, echoing):
         with world.open(echoing) as raw, world.open(echoing) as bystander:
@@ -901,13 +907,14 @@ def servers():
         yield world
 
 
+@pytest.fixture(scope="module")
+def small():
+    with World(ws_max_size=TestSize.LIMIT).running() as world:
+        yield world
+
+
 class TestSize:
     LIMIT = 100_000
-
-    @pytest.fixture(scope="class")
-    def small(self):
-        with World(ws_max_size=self.LIMIT).running() as world:
-            yield world
 
     @pytest.mark.parametrize("opcode", [TEXT, BINARY])
     def test_up_to_the_limit_is_fine(self, small, echoing, opcode):
@@ -941,7 +948,7 @@ class TestSize:
 
     def test_a_compressed_bomb_is_too_big(self, small, target):
         squeeze = zlib.compressobj(9, zlib.DEFLATED, -12)
-        bomb = squeeze.compress(bytes(50 << 20)) + squeeze.flush(zlib.Z_SYNC_FLUSH)
+        bomb = squeeze.compress(bytes(20 << 20)) + squeeze.flush(zlib.Z_SYNC_FLUSH)
         assert len(bomb) < self.LIMIT
         with small.open(target, Sec_WebSocket_Extensions="permessage-deflate") as raw:
             raw.send(BINARY, bomb[:-4], rsv=4)

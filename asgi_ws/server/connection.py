@@ -76,7 +76,11 @@ class Connection(asyncio.Protocol):
             if message["type"] == "websocket.receive" and not self._closing:
                 text = message.get("text")
                 owner.received(bytes(message["bytes"]) if text is None else text)
-        if self._keepalive is not None and not self._closing:
+        if self._transport.is_closing():
+            self._set_timer(CLOSE_TIMEOUT, self._transport.abort)
+        elif self._websocket.eof_sent:
+            asyncio.get_running_loop().call_soon(self._finish)
+        elif self._keepalive is not None and not self._closing:
             self._keepalive.add(self)
 
     def write(self, frames: bytes) -> None:

@@ -173,14 +173,16 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._adopted = True
         self.stop_keepalive()
         queue, self.queue, self.writable = self.queue, cast("Any", _Adopted()), cast("Any", _Adopted())
-        if self.disconnected:
-            self.loop.call_soon(connection.connection_lost, None)
-        else:
+        if self in self.connections:
             self.connections.remove(self)
             self.connections.add(cast("Any", connection))
             self.transport.set_protocol(connection)
             if self.read_paused:
                 self.transport.resume_reading()
+            if self.close_timer is not None:
+                self.close_timer.cancel()
+        else:
+            self.loop.call_soon(connection.connection_lost, None)
         if self.frames:
             connection.expect(text=self.curr_msg_data_type == "text", message=self.frames[0])
         return [queue.get_nowait() for _ in range(queue.qsize())]
@@ -197,7 +199,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         assert sent is not None
         self.queue.put_nowait({"type": "websocket.disconnect", "code": sent.code, "reason": sent.reason})
         self.transport.write(b"".join(self.conn.data_to_send()))
-        self.close_sent = True
+        self.close_sent = self.disconnected = True
         if self.close_timer is not None:
             self.close_timer.cancel()
         self.close_timer = self.loop.call_later(self.close_timeout, self.transport.close)
@@ -208,8 +210,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 def _after_request(http: Any) -> bytes:
     """Return what came in one piece with the handshake, which uvicorn's HTTP classes drop."""
     upgrade = sys.exc_info()[1]
-    if upgrade is not None and upgrade.__traceback__ is not None and isinstance(upgrade.args[0], int):
-        # httptools: its class is handling the exception that says where the request has ended.
-        return bytes(upgrade.__traceback__.tb_frame.f_locals["data"][upgrade.args[0] :])
+    if type(upgrade).__name__ == "HttpParserUpgrade":
+        # httptools: the class is handling it right now, and it says where in its data the request ends.
+        assert upgrade is not None
+        assert upgrade.__traceback__ is not None
+        data = upgrade.__traceback__.tb_frame.f_locals.get("data", b"")
+        return bytes(data[upgrade.args[0] :])
     h11 = getattr(http, "conn", None)
     return b"" if h11 is None else bytes(h11.trailing_data[0])

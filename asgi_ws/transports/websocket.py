@@ -39,7 +39,10 @@ _STINT = 64
 class WebSocketLink:
     """The transport's end of a session: wakes its writer, bounds its reader."""
 
-    __slots__ = ("_context", "_deadline", "_send", "_session", "_started", "_waiter", "_writer")
+    __slots__ = (
+        "_context", "_deadline", "_failure", "_send", "_session", "_started", "_transport", "_waiter",
+        "_writer",
+    )  # fmt: skip
 
     def __init__(self, session: Session, send: Send) -> None:
         self._session = session
@@ -48,6 +51,8 @@ class WebSocketLink:
         self._waiter: asyncio.Future[None] | None = None
         self._writer: asyncio.Task[None] | None = None
         self._started: Awaitable[None] | None = None
+        self._failure: Exception | None = None
+        self._transport: asyncio.Transport | None = None
         self._deadline = asyncio.timeout(None)
 
     def write(self, batch: Batch) -> bool:
@@ -73,7 +78,10 @@ class WebSocketLink:
             waiter.set_result(None)
 
     def abort(self) -> None:
-        # ASGI has no word for it: the app returns, and the server drops the connection.
+        # ASGI has no word for it: the app returns, and the server closes the connection; uvicorn only when
+        # all is written, which may be never.
+        if self._transport is not None:
+            self._transport.abort()
         if self._writer is not None:
             self._writer.cancel()
         self._stop_reading(after=0.0)
@@ -82,8 +90,10 @@ class WebSocketLink:
         """Read and write until the connection is gone."""
         self._writer = asyncio.get_running_loop().create_task(self._write(), context=self._context)
         code = endings.ABNORMAL.code
+        server = _uvicorn(receive)
+        self._transport = getattr(server, "transport", None)
         try:
-            conversation.begin(self, pong=not _pings(receive))
+            conversation.begin(self, pong=not getattr(server, "ping_interval", None))
             async with self._deadline:
                 code = await _read(conversation, receive)
         except TimeoutError:
@@ -132,10 +142,12 @@ class WebSocketLink:
             send = self._send({"type": "websocket.send", self._session.codec.kind: message})
             self._started = begin(send)
         except Exception as error:
-            self._started = _failed(error)
+            self._failure = error
         return self._started is None
 
     async def _started_or_new(self, message: Payload) -> None:
+        if self._failure is not None:
+            raise self._failure
         started, self._started = self._started, None
         if started is None:
             await self._send({"type": "websocket.send", self._session.codec.kind: message})
@@ -188,6 +200,8 @@ async def _read(conversation: Conversation, receive: Receive) -> int:
             return message.get("code") or endings.ABNORMAL.code
         payload = message.get("text")
         conversation.receive(message.get("bytes") or b"" if payload is None else payload)
+        # A server that has the next message already does not wait in `receive`: the writer has its turn here.
+        await asyncio.sleep(0)
 
 
 async def _deny(scope: Scope, send: Send, ending: Ending) -> None:
@@ -209,10 +223,6 @@ async def _await_disconnect(receive: Receive) -> None:
         return
 
 
-async def _failed(error: Exception) -> None:
-    raise error
-
-
 def _close(ending: Ending) -> Message:
     return {"type": "websocket.close", "code": ending.code, "reason": ending.reason}
 
@@ -223,7 +233,10 @@ def _direct(scope: Scope) -> Connection | None:
     return None if extension is None else extension["connection"]
 
 
-def _pings(receive: Receive) -> bool:
-    """Whether the server is known to ping: uvicorn does, as far as nobody has wrapped its `receive`."""
+def _uvicorn(receive: Receive) -> object | None:
+    """Return uvicorn's own connection, as far as nobody has wrapped its `receive`.
+
+    It pings by itself, and can be told to drop a connection for which ASGI has no word.
+    """
     owner = getattr(receive, "__self__", None)
-    return type(owner).__module__.startswith("uvicorn.")
+    return owner if type(owner).__module__.startswith("uvicorn.") else None
