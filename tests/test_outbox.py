@@ -226,6 +226,73 @@ class TestPace:
         async with asyncio.timeout(DEADLINE / 2):
             await waiting
 
+    async def test_while_a_full_turn_is_written_all_who_publish_wait(self):
+        pace, writer = Pace(), Writer()
+        pace.patience = DEADLINE
+        assert not pace.closed
+        await pace.admit()
+        pace.behind(writer)
+        keeping = [asyncio.get_running_loop().create_task(pace.keep()) for _ in range(2)]
+        await turns()
+        assert pace.closed
+        admitted = [asyncio.get_running_loop().create_task(pace.admit()) for _ in range(3)]
+        await turns()
+        assert not any(task.done() for task in admitted)
+        pace.caught_up(writer)
+        async with asyncio.timeout(DEADLINE / 2):
+            await asyncio.gather(*keeping, *admitted)
+        assert not pace.closed
+
+    async def test_a_publisher_that_gives_up_holds_up_nobody(self):
+        pace = Pace()
+        pace.patience = DEADLINE
+        pace.behind(Writer())
+        keeping = asyncio.get_running_loop().create_task(pace.keep())
+        await turns()
+        admitted = asyncio.get_running_loop().create_task(pace.admit())
+        await turns()
+        keeping.cancel()
+        async with asyncio.timeout(DEADLINE / 2):
+            await admitted
+
+    async def test_the_handing_over_comes_first(self):
+        pace, left = Pace(), [3]
+
+        def flushing():
+            left[0] -= 1
+            return left[0] > 0
+
+        await pace.keep(flushing)
+        assert left == [0]
+
+    async def test_a_busy_loop_is_nobodys_fault(self):
+        pace, writer = Pace(), Writer()
+        pace.patience = 0.02
+        pace.behind(writer)
+        keeping = asyncio.get_running_loop().create_task(pace.keep())
+        end = time.thread_time() + 0.3
+        while time.thread_time() < end:  # what others have to write, say
+            await asyncio.sleep(0)
+        assert not keeping.done()
+        pace.caught_up(writer)
+        async with asyncio.timeout(DEADLINE / 2):
+            await keeping
+
+    async def test_who_gets_on_but_is_not_done_in_the_end_lags_too(self):
+        pace, writer = Pace(), Writer()
+        pace.patience, pace.limit = 0.01, 0.1
+        pace.behind(writer)
+        keeping = asyncio.get_running_loop().create_task(pace.keep())
+
+        async def get_on():
+            while not keeping.done():
+                writer.progress = time.monotonic()
+                await asyncio.sleep(0.002)
+
+        async with asyncio.timeout(DEADLINE):
+            await get_on()
+        assert await self.kept(pace, DEADLINE)
+
     async def test_who_has_something_to_write_and_gets_nowhere_is_stuck(self):
         pace, now = Pace(), time.monotonic()
         fresh, old, lagging, done = Writer(now + 100), Writer(now - 100), Writer(now - 100), Writer(now - 100)

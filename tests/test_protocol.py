@@ -807,7 +807,6 @@ async def test_the_heartbeat_comes_every_so_often_and_is_in_the_welcome(server, 
             assert (await someone.receive())["heartbeat"] == 0.2
             await someone.receive()
             assert [await someone.receive() for _ in range(3)] == [{"type": "ping"}] * 3
-            assert 0.4 < time.monotonic() - began < 2.0
 
 
 @on_uvicorn
