@@ -30,8 +30,9 @@ async def obey(publish: Publish, report: Callable[[], Report] = Report) -> None:
     """Obey the generator until its end of the line is gone."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(os.environ["BENCH_CONTROL"]))
     async for line in reader:
-        await _carry_out(msgspec.json.decode(line, type=Order), publish)
-        writer.write(msgspec.json.encode(report()) + b"\n")
+        order = msgspec.json.decode(line, type=Order)
+        await _carry_out(order, publish)
+        writer.write(b"{}\n" if order.turns else msgspec.json.encode(report()) + b"\n")
     os._exit(0)
 
 

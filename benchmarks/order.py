@@ -8,6 +8,8 @@ from benchmarks.message import SIZE
 class Order(msgspec.Struct, kw_only=True):
     """Publish `turns` times `per_turn` messages, as fast as it goes or at `rate` turns a second.
 
+    Without turns, nothing is published: it is asked for a report.
+
     Attributes:
         first: The number of the first message; they count up.
         channels: 0: everything goes to `broadcast`. Else to the channels `c:0`, `c:1`, ..: a turn's
@@ -16,7 +18,7 @@ class Order(msgspec.Struct, kw_only=True):
     """
 
     first: int = 0
-    turns: int
+    turns: int = 1
     per_turn: int = 1
     rate: float = 0.0
     size: int = SIZE
@@ -24,7 +26,7 @@ class Order(msgspec.Struct, kw_only=True):
 
 
 class Report(msgspec.Struct):
-    """The answer, once all is handed over: what the rival itself knows of deliveries it gave up."""
+    """What a rival itself knows of deliveries that it gave up."""
 
     dropped: int = 0
     slow: int = 0

@@ -40,7 +40,7 @@ async def _round(scenario: Scenario, case: Case, plan: Plan) -> None:
 async def _sample(scenario: Scenario, case: Case, plan: Plan) -> Sample:
     async with running(case.rival) as server:
         sample = await scenario.measure(server, plan, case.variant)
-        report = server.report
+        report = await server.report()
     if scenario.name != "slow" and (report.dropped or report.slow):
         raise Void(f"the server dropped {report.dropped} messages and gave up {report.slow} sessions")
     return sample

@@ -31,23 +31,25 @@ class Server:
     Attributes:
         rival: Which one.
         port: Where it serves.
-        report: What it said of itself after the last order.
     """
 
     def __init__(self, rival: Rival, port: int, pid: int, line: Line) -> None:
         self.rival = rival
         self.port = port
         self.pid = pid
-        self.report = Report()
         self._reader, self._writer = line
 
-    async def obey(self, order: Order) -> None:
-        """Have it publish, and wait until it has."""
+    async def report(self) -> Report:
+        """Ask it what it gave up."""
+        return msgspec.json.decode(await self.obey(Order(turns=0)), type=Report)
+
+    async def obey(self, order: Order) -> bytes:
+        """Have it publish, wait until it has, and return its answer."""
         self._writer.write(msgspec.json.encode(order) + b"\n")
         answer = await self._reader.readline()
         if not answer:
             raise Void("the server ended")
-        self.report = msgspec.json.decode(answer, type=Report)
+        return answer
 
     def cpu(self) -> float:
         """Return the seconds of CPU that all its threads have used, user and system, to the nanosecond."""

@@ -1,4 +1,4 @@
-"""As many deliveries as a server can do, round after round."""
+"""As many deliveries as a server can do, turn after turn."""
 
 import time
 
@@ -7,20 +7,16 @@ from benchmarks.meter import Meter
 from benchmarks.plan import Plan
 from benchmarks.scenario import Sample
 
-# The next round is published when all of the last one is delivered, so what is on its way is bounded:
-# about a tenth of a second, and no more messages for one session than this.
-ROUND_SECONDS = 0.1
-ROUND_MESSAGES = 300
 
+async def stream(crowd: Crowd, plan: Plan, **order: int) -> Sample:
+    """Publish for the plan's time and return the server's CPU per delivery and deliveries per second.
 
-async def stream(crowd: Crowd, plan: Plan, *, per_turn: int, channels: int = 0) -> Sample:
-    """Publish for the plan's time and return the server's CPU per delivery and deliveries per second."""
-    turns = await _warm_up(crowd, plan, per_turn, channels)
-    deliveries = 0
+    The next turn is published when all of the last one is delivered: so no rival falls behind, nor joins
+    into one write what another turn brought.
+    """
+    await _play(crowd, plan.warm_up, order)
     with Meter(crowd.server) as meter:
-        end = time.monotonic() + plan.seconds
-        while time.monotonic() < end:
-            deliveries += await crowd.hear(turns=turns, per_turn=per_turn, channels=channels)
+        deliveries = await _play(crowd, plan.seconds, order)
     return {
         "cpu": meter.cpu / deliveries * 1e6,
         "rate": deliveries / meter.wall,
@@ -29,13 +25,8 @@ async def stream(crowd: Crowd, plan: Plan, *, per_turn: int, channels: int = 0) 
     }
 
 
-async def _warm_up(crowd: Crowd, plan: Plan, per_turn: int, channels: int) -> int:
-    """Return how many turns make a round for this server."""
-    turns, most = 1, max(1, ROUND_MESSAGES // (1 if channels else per_turn))
-    end = time.monotonic() + plan.warm_up
+async def _play(crowd: Crowd, seconds: float, order: dict[str, int]) -> int:
+    end, deliveries = time.monotonic() + seconds, 0
     while time.monotonic() < end:
-        begin = time.monotonic()
-        await crowd.hear(turns=turns, per_turn=per_turn, channels=channels)
-        each = (time.monotonic() - begin) / turns
-        turns = min(most, max(1, int(ROUND_SECONDS / each)))
-    return turns
+        deliveries += await crowd.hear(**order)
+    return deliveries

@@ -40,7 +40,6 @@ def run(code):
 
 class TestNames:
     def test_are_sorted_and_each_once(self):
-        # As ruff sorts them: constants, classes, the rest; here classes before what begins small.
         assert list(asgi_ws.__all__) == sorted(set(asgi_ws.__all__))
 
     @pytest.mark.parametrize("name", asgi_ws.__all__)

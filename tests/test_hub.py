@@ -325,6 +325,19 @@ class TestLivingInAnApp:
             await serving
         assert sent == [("lifespan.startup.complete", True), ("lifespan.shutdown.complete", False)]
 
+    @pytest.mark.parametrize(
+        ("kind", "path", "served"),
+        [
+            ("websocket", "/stream", True),
+            ("http", "/status", True),
+            ("http", "/status/", True),
+            ("http", "/nothing", False),
+            ("websocket", "/status", False),
+        ],
+    )
+    async def test_it_knows_its_own_routes(self, kind, path, served):
+        assert Hub().serves({"type": kind, "path": path, "method": "GET", "root_path": ""}) is served
+
     async def test_two_live_side_by_side(self):
         one, two = Hub(), Hub(namespace="two")
         async with one, two, Client(one) as first, Client(two) as second:

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from asgi_ws import Broadcaster, Hub, SettingsError, Unavailable, broadcasters
 from asgi_ws.broadcasters import ENTRY_POINTS, Member, from_url
 from asgi_ws.broadcasters.memory import MemoryBroadcaster
+from asgi_ws.fanout import TURN_MESSAGES
 from asgi_ws.metrics import Metrics
 from asgi_ws.node import Join, Node, Resume
+from asgi_ws.outbox import Pace
 from asgi_ws.publication import Position, Retention
 from asgi_ws.settings import Settings
 from asgi_ws.topic import HOLD_LIMIT, Subscription
@@ -603,6 +605,29 @@ class TestPace:
             assert await brisk.events(10_000) == list(range(10_000))
             assert memory.stats()["slow_clients"] == 1
         assert took < DEADLINE
+
+    async def test_while_a_full_turn_is_written_the_others_who_publish_wait_too(self, memory, monkeypatch):
+        monkeypatch.setattr(Pace, "patience", DEADLINE)
+        monkeypatch.setattr(Pace, "limit", DEADLINE)
+        async with Client(memory, channels=["plain"]) as client:
+            for _ in range(2):
+                await client.receive("subscribed")
+            client.pause()
+
+            async def fill():
+                for n in range(TURN_MESSAGES):
+                    await memory.publish("plain", "said", n)
+
+            filling = asyncio.get_running_loop().create_task(fill())
+            await turns(20)
+            other = asyncio.get_running_loop().create_task(memory.broadcast("tick", "other"))
+            await turns(20)
+            assert not filling.done()
+            assert not other.done()
+            client.resume()
+            async with asyncio.timeout(DEADLINE / 2):
+                await asyncio.gather(filling, other)
+            assert await client.events(TURN_MESSAGES + 1) == [*range(TURN_MESSAGES), "other"]
 
     async def test_a_crowd_that_keeps_up_keeps_up(self, memory):
         """A loop that is busy with their writes is no fault of theirs."""

@@ -265,18 +265,40 @@ class TestPace:
         await pace.keep(flushing)
         assert left == [0]
 
-    async def test_a_busy_loop_is_nobodys_fault(self):
+    async def test_a_busy_loop_is_nobodys_fault(self, monkeypatch):
+        monkeypatch.setattr(time, "thread_time", time.monotonic)  # it has no moment of rest
         pace, writer = Pace(), Writer()
         pace.patience = 0.02
         pace.behind(writer)
         keeping = asyncio.get_running_loop().create_task(pace.keep())
-        end = time.thread_time() + 0.3
-        while time.thread_time() < end:  # what others have to write, say
+        end = time.monotonic() + 10 * pace.patience
+        while time.monotonic() < end:
+            moment = time.monotonic() + 0.02
+            while time.monotonic() < moment:
+                pass
             await asyncio.sleep(0)
         assert not keeping.done()
         pace.caught_up(writer)
         async with asyncio.timeout(DEADLINE / 2):
             await keeping
+
+    @pytest.mark.xfail(
+        reason="outbox.py: the time that a machine or a container's limit takes away counts as rest"
+    )
+    async def test_nor_is_a_machine_that_gives_it_no_time(self):
+        pace, writer = Pace(), Writer()
+        pace.limit = 0.2
+        pace.behind(writer)
+        keeping = asyncio.get_running_loop().create_task(pace.keep())
+        end = time.monotonic() + 3 * pace.limit
+        while time.monotonic() < end:
+            time.sleep(0.02)  # others have the processor
+            writer.progress = time.monotonic()
+            await asyncio.sleep(0)
+        kept = not keeping.done()
+        pace.caught_up(writer)
+        await keeping
+        assert kept
 
     async def test_who_gets_on_but_is_not_done_in_the_end_lags_too(self):
         pace, writer = Pace(), Writer()

@@ -266,6 +266,7 @@ class World:
                 WebSocketRoute("/ordinary", echo),
                 WebSocketRoute("/refused", self._refuse),
                 WebSocketRoute("/burst", self._burst),
+                WebSocketRoute("/flood", self._flood),
                 Route("/hello", lambda _: PlainTextResponse("hello")),
                 WebSocketRoute("/adopted", Adopting(self)),
                 Mount("/hub", self.hub),
@@ -302,6 +303,12 @@ class World:
     async def _refuse(self, websocket: WebSocket) -> None:
         await self.gates["before"].wait()
         await websocket.close()
+
+    async def _flood(self, websocket: WebSocket) -> None:
+        await websocket.accept()
+        with contextlib.suppress(WebSocketDisconnect):
+            while True:
+                await websocket.send_bytes(bytes(1_000_000))
 
     async def _burst(self, websocket: WebSocket) -> None:
         await websocket.accept()
@@ -722,8 +729,10 @@ class TestHalfClosed:
             raw.socket.shutdown(socket.SHUT_WR)
             assert raw.ended()
 
-    @pytest.mark.parametrize("data", [frame(TEXT, b"hello")[:4], frame(TEXT, b"hello", fin=False)])
-    def test_within_a_message(self, world, target, data):
+    @pytest.mark.parametrize(
+        "data", [frame(TEXT, b"hello")[:4], frame(TEXT, b"hello", fin=False)], ids=["a frame", "a message"]
+    )
+    def test_within(self, world, target, data):
         with world.open(target) as raw, world.open(target) as bystander:
             raw.write(data)
             raw.socket.shutdown(socket.SHUT_WR)
