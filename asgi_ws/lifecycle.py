@@ -117,6 +117,9 @@ class Lifecycle:
         return await asyncio.shield(self._start)
 
     async def _finish(self, run: Run) -> None:
+        if self._end is not None:  # somebody has come and gone while it was ending
+            await asyncio.shield(self._end)
+            return
         end = self._end = asyncio.get_running_loop().create_future()
         try:
             await self._stopping()

@@ -146,8 +146,8 @@ class Pace:
     have caught up.
     """
 
-    patience = 0.1
-    limit = 1.0
+    patience = 0.25
+    limit = 2.0
 
     def __init__(self) -> None:
         self._behind: set[Writer] = set()

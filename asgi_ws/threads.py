@@ -106,9 +106,9 @@ class Backlog:
         try:
             await publish()
         except asyncio.CancelledError:
-            if (task := asyncio.current_task()) is not None and task.cancelling():
-                raise  # it is this task that is cancelled, not the publish
             self._fail("it was cancelled")
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise  # not the publish alone, but this task: there is no more time
         except Exception as error:
             self._fail(str(error), error)
         else:

@@ -141,6 +141,8 @@ class Topic:
         self.flush()
         self.joining.discard(subscription)
         self.live.get(subscription.subscriber.codec, {}).pop(subscription.subscriber, None)
+        if not any(self.live.values()):
+            self._last = None  # what comes until somebody listens again is nobody's gap
 
     def step(self, touched: Touched | None = None) -> bool:
         """Deliver this turn to a share of the subscribers, and return whether there is more to do.

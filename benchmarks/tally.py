@@ -21,22 +21,20 @@ class Tally:
         self.mark = 0
         self.due = 0
         self.latencies: list[int] | None = None
+        self._enough = 0
         self._trouble: Void | None = None
         self._done = asyncio.Event()
 
     def expect(self, deliveries: int) -> None:
-        """Begin to count; what came before must have been all."""
+        """Count on so many deliveries more."""
         self.check()
         self.due += deliveries
-        self._done.clear()
 
     def take(self, deliveries: int) -> None:
-        """Count deliveries that were just what was expected."""
+        """Count deliveries that came."""
         self.due -= deliveries
-        if self.due == 0:
+        if self.due <= self._enough:
             self._done.set()
-        elif self.due < 0:
-            self.fail(f"{-self.due} deliveries too many")
 
     def fail(self, why: str) -> None:
         """Make the round void; the first reason is the one that is told."""
@@ -49,15 +47,20 @@ class Tally:
         Raises:
             Void: With the reason.
         """
+        if self.due < 0:
+            self.fail(f"{-self.due} deliveries too many")
         if self._trouble is not None:
             raise self._trouble
 
-    async def finish(self) -> None:
-        """Wait until all is there.
+    async def finish(self, ahead: int = 0) -> None:
+        """Wait until all is there, or all but `ahead` deliveries.
 
         Raises:
             Void: Something went wrong, or nothing came any more.
         """
+        self._enough = ahead
+        if self.due > ahead and self._trouble is None:
+            self._done.clear()
         while not self._done.is_set():
             before = self.due
             try:

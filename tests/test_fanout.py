@@ -166,7 +166,7 @@ class TestJoining:
         subscription = join(fanout, subscriber)
         for n in (3, 4, 5):
             fanout.deliver(publication(data=n, offset=n))
-        admit(fanout, subscription, after=4, missed=[publication(data=n, offset=n) for n in (2, 3, 4)])
+        admit(fanout, subscription, after=1, missed=[publication(data=n, offset=n) for n in (2, 3, 4)])
         fanout.deliver(publication(data=6, offset=6))
         await turns(3)
         assert subscriber.heard() == [2, 3, 4, 5, 6]
@@ -455,6 +455,7 @@ class TestSlices:
             fanout.deliver(publication("abc"[n % 3], data=n))
         await asyncio.sleep(0)
         assert fanout.busy
+        assert subscribers[0].heard() == [0, 3]  # written, though the others have nothing yet
         for n in range(6, 12):
             fanout.deliver(publication("abc"[n % 3], data=n))
         await until(lambda: not fanout.busy)
@@ -572,3 +573,35 @@ async def test_each_hears_its_stretch_of_the_channel_once_and_in_order(script, c
     await turns(3)
     for subscriber, begin, end in stretches:
         assert subscriber.heard() == list(range(begin + 1, end + 1))
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(st.sampled_from(["publish", "publish", "lose", "epoch", "turn", "slice"]), max_size=40),
+    st.sampled_from([JSON, MSGPACK]),
+)
+async def test_whatever_is_lost_is_said_where_it_was_lost_and_nothing_else(script, codec):
+    fanout, subscriber = Fanout(Metrics()), FakeSubscriber(codec)
+    crowd = [listen(fanout) for _ in range(150)]  # so that a slice may end in between
+    epoch, offset = "e0", 0
+    fanout.topic("room").admit(join(fanout, subscriber), Position(epoch, offset))
+    expected, whole = [], True
+    for number, step in enumerate(script):
+        if step in {"publish", "lose"}:
+            previous, offset = offset, offset + 1
+            if step == "lose":
+                whole = False
+                continue
+            fanout.deliver(publication(data=number, epoch=epoch, offset=offset, previous=previous))
+            expected += [] if whole else [("gap", previous)]
+            expected.append(("event", offset))
+            whole = True
+        elif step == "epoch":
+            epoch, offset, whole = f"e{number + 1}", 0, False
+        elif step == "turn":
+            await asyncio.sleep(0)
+        else:
+            fanout.topic("room").step()
+    await turns(3)
+    assert [(m["type"], m["offset"]) for m in subscriber.messages] == expected
+    assert all(other.heard() == subscriber.heard() for other in crowd)

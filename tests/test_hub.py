@@ -138,7 +138,6 @@ class TestData:
             (msgspec.Raw(b'{"a": 1}'), {"a": 1}),
             (float("nan"), None),
         ],
-        ids=repr,
     )
     async def test_is_its_json_form(self, hub, data, json):
         async with Client(hub) as client:

@@ -250,7 +250,6 @@ class TestStopping:
         await hub.__aexit__()
         assert broker.stops == 1
 
-    @pytest.mark.xfail(reason="lifecycle.py: both who let go stop the one run")
     async def test_who_enters_and_leaves_again_meanwhile_stops_it_no_second_time(self, hub, broker):
         await hub.__aenter__()
         gate = broker.gate("publish")

@@ -118,7 +118,6 @@ class TestFirstAndLast:
         await publish(node, 1)
         await until(lambda: heard(subscription) == [1])
 
-    @pytest.mark.xfail(reason="topic.py: where it left off is remembered while nobody listened")
     async def test_and_what_was_published_in_between_is_no_gap_for_who_begins_after_it(self, node, broker):
         gate = broker.gate("unsubscribe answered")
         subscription = await listen(node)

@@ -282,24 +282,6 @@ class TestPace:
         async with asyncio.timeout(DEADLINE / 2):
             await keeping
 
-    @pytest.mark.xfail(
-        reason="outbox.py: the time that a machine or a container's limit takes away counts as rest"
-    )
-    async def test_nor_is_a_machine_that_gives_it_no_time(self):
-        pace, writer = Pace(), Writer()
-        pace.limit = 0.2
-        pace.behind(writer)
-        keeping = asyncio.get_running_loop().create_task(pace.keep())
-        end = time.monotonic() + 3 * pace.limit
-        while time.monotonic() < end:
-            time.sleep(0.02)  # others have the processor
-            writer.progress = time.monotonic()
-            await asyncio.sleep(0)
-        kept = not keeping.done()
-        pace.caught_up(writer)
-        await keeping
-        assert kept
-
     async def test_who_gets_on_but_is_not_done_in_the_end_lags_too(self):
         pace, writer = Pace(), Writer()
         pace.patience, pace.limit = 0.01, 0.1

@@ -5,11 +5,16 @@ Where nothing else is said, a test runs on uvicorn's own class too, for ours mus
 
 import asyncio
 import contextlib
+import gc
 import http.client
 import itertools
 import json
 import logging
+import shutil
+import socket
+import ssl
 import struct
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,10 +26,13 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Mount
 from starlette.websockets import WebSocket, WebSocketDisconnect
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from websockets.http11 import Request, Response
 
 from asgi_ws import Hub
 from asgi_ws.server import WebSocketProtocol
 from asgi_ws.server import connection as connections
+from asgi_ws.server.connection import Connection
 from asgi_ws.server.keepalive import Keepalive
 from tests.servers import DEADLINE, Served, eventually, serve, until, welcomed
 from tests.test_server_rfc6455 import (
@@ -138,8 +146,8 @@ class TestScope:
             await send({"type": "websocket.close"})
 
         async with host.connect(app, query, **options) as ws:
-            await closing(ws)
             seen[0]["peer"] = ws.local_address
+            await closing(ws)
         return seen[0]
 
     async def test_has_what_the_spec_asks_for(self, host):
@@ -1006,3 +1014,184 @@ def _transports(world: World) -> list[asyncio.Transport]:
     """The transports of all connections, an ordinary one or adopted."""
     state = world.served.server.server_state
     return [getattr(c, "transport", None) or c._transport for c in tuple(state.connections)]
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A key and a certificate of our own for 127.0.0.1."""
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl here")
+    folder = tmp_path_factory.mktemp("tls")
+    files = {"ssl_keyfile": str(folder / "key.pem"), "ssl_certfile": str(folder / "cert.pem")}
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+    ]
+    command += ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command += ["-keyout", files["ssl_keyfile"], "-out", files["ssl_certfile"]]
+    subprocess.run(command, check=True, capture_output=True, timeout=DEADLINE)
+    return files
+
+
+@pytest.fixture(scope="module")
+def tls(certificate):
+    """What a client needs to trust us."""
+    return ssl.create_default_context(cafile=certificate["ssl_certfile"])
+
+
+@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
+def secure(request, certificate):
+    with World(loop=request.param, ws_max_size=200_000, **certificate).running() as world:
+        yield world
+
+
+class TestTls:
+    @pytest.fixture(params=["ordinary", "adopted"])
+    def echoing(self, request):
+        return request.param
+
+    async def test_the_scope_says_so(self, certificate, tls):
+        with hosting("fast", **certificate) as host:
+            host.served.ws = host.served.ws.replace("ws:", "wss:")
+            scope = await TestScope().scope(host, ssl=tls)
+            assert scope["scheme"] == "wss"
+            assert scope["client"] == scope["peer"]
+
+    @pytest.mark.parametrize("size", [0, 125, 65536, 200_000])
+    def test_messages(self, secure, echoing, tls, size):
+        with secure.open(echoing, tls=tls) as raw:
+            raw.send(BINARY, b"x" * size)
+            assert raw.read() == Frame(BINARY, b"x" * size)
+            raw.send(PING, b"?")
+            assert raw.read() == Frame(PONG, b"?")
+
+    @pytest.mark.parametrize(
+        ("data", "code"),
+        [
+            (frame(3), 1002),
+            (frame(TEXT, b"\xff"), 1007),
+            (frame(BINARY, bytes(200_001)), 1009),
+            (frame(CLOSE, struct.pack("!H", 4000)), 4000),
+        ],
+        ids=["a breach", "bad text", "too big", "a close frame"],
+    )
+    def test_endings(self, secure, echoing, tls, data, code):
+        with secure.open(echoing, tls=tls) as raw, secure.open(echoing, tls=tls) as bystander:
+            raw.write(data)
+            assert raw.until_closed()[-1].code == code
+            assert raw.ended()
+            bystander.send(TEXT, b"still here")
+            assert bystander.read() == Frame(TEXT, b"still here")
+
+    @pytest.mark.parametrize("http_class", ["httptools", "h11"])
+    def test_frames_together_with_the_handshake(self, certificate, tls, http_class):
+        with World(http=http_class, **certificate).running() as world:
+            with Raw(world.port, "/adopted", early=frame(TEXT, b"early"), tls=tls).opened() as raw:
+                assert raw.read() == Frame(TEXT, b"early")
+
+    async def test_a_hub(self, secure, tls):
+        address = f"wss://127.0.0.1:{secure.port}/hub/stream"
+        options = {"ssl": tls, "compression": None, "proxy": None}
+        async with (
+            websockets.connect(address, **options) as one,
+            websockets.connect(address, **options) as two,
+        ):
+            for ws in (one, two):
+                await welcomed(ws)
+            await asyncio.to_thread(secure.hub.from_thread.broadcast, "tick", {"text": "x" * 100_000})
+            async with asyncio.timeout(DEADLINE):
+                for ws in (one, two):
+                    assert json.loads(await ws.recv())["data"]["text"] == "x" * 100_000
+
+    def test_a_client_that_does_not_read_pauses_it_and_resumes(self, secure, tls):
+        with secure.adopted(tls=tls, buffer=4096) as (raw, owner):
+            payloads = [bytes([n]) * 100_000 for n in range(50)]
+            for payload in payloads:
+                raw.send(BINARY, payload)
+            until(lambda: owner.connection.paused)
+            assert [raw.read().payload for _ in payloads] == payloads
+            until(lambda: not owner.connection.paused)
+
+    def test_one_that_hangs_up_is_lost(self, secure, tls):
+        with secure.adopted(tls=tls) as (raw, owner):
+            raw.socket.unwrap().close()
+            until(lambda: owner.codes == [1006])
+
+    def test_a_stop(self, certificate, tls, monkeypatch):
+        monkeypatch.setattr(connections, "CLOSE_TIMEOUT", 0.3)
+        monkeypatch.setattr(connections, "STOP_TIMEOUT", 0.3)
+        with World(timeout_graceful_shutdown=None, **certificate).running() as world:
+            with world.open("ordinary", tls=tls) as ordinary, world.open("adopted", tls=tls) as adopted:
+                world.served.server.should_exit = True
+                for raw in (ordinary, adopted):
+                    assert raw.until_closed()[-1].code == 1012
+                    assert raw.ended()
+
+
+class TestNothingIsLeft:
+    @pytest.fixture
+    def living(self):
+        """What there is of a kind; what is not freed without the garbage collector would wait for it."""
+        gc.collect()
+        gc.disable()
+        before = gc.get_objects()
+        known = set(map(id, before))
+
+        def living(*kinds: type) -> list[Any]:
+            return [
+                found for found in gc.get_objects() if isinstance(found, kinds) and id(found) not in known
+            ]
+
+        yield living
+        gc.enable()
+
+    def test_of_a_handshake_once_the_connection_is_adopted(self, living):
+        with World().running() as world:
+            with world.open("adopted"), world.open("hub"):
+                until(lambda: len(living(Connection)) == 2)
+                until(lambda: not living(WebSocketProtocol, HttpToolsProtocol, Request, Response))
+
+    def test_of_an_adopted_connection_that_is_closed(self, living):
+        with World().running() as world:
+            with world.adopted():
+                assert len(living(Connection)) == 1
+            until(lambda: world.owners[0].codes)
+            world.owners.clear()
+            until(lambda: not living(Connection))
+
+    def test_of_an_ordinary_connection_that_is_closed(self, living):
+        with World().running() as world:
+            with world.open("ordinary"):
+                until(lambda: living(WebSocketProtocol))
+                assert not living(HttpToolsProtocol)
+            until(lambda: not living(WebSocketProtocol, Connection))
+
+    @pytest.mark.parametrize("how", ["close", "reset", "half-close", "breach", "vanish"])
+    def test_of_connections_however_they_end(self, how):
+        reset = (socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        ends = {
+            "close": lambda raw: raw.send(CLOSE, struct.pack("!H", 1000)),
+            "reset": lambda raw: raw.socket.setsockopt(*reset),
+            "half-close": lambda raw: raw.socket.shutdown(socket.SHUT_WR),
+            "breach": lambda raw: raw.write(frame(3)),
+            "vanish": lambda raw: None,
+        }
+        with World(loop="asyncio", ws_ping_interval=5).running() as world:
+            state = world.served.server.server_state
+            for _ in range(3):
+                for target in ("ordinary", "adopted", "hub"):
+                    with world.open(target) as raw:
+                        ends[how](raw)
+            until(lambda: not state.connections and not state.tasks)
+            assert world.served.get("/hub/status").json()["active_connections"] == 0
+            until(lambda: not state.connections)
+            loop = world.owners[0]._loop
+            # The server's own tick, and no more.
+            until(lambda: sum(not timer.cancelled() for timer in tuple(loop._scheduled)) <= 1)
+            assert all(len(owner.codes) == 1 for owner in world.owners)

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import socket
+import ssl
 import struct
 import zlib
 from collections.abc import Iterator
@@ -87,14 +88,22 @@ class Raw:
     """A client on a bare socket."""
 
     def __init__(
-        self, port: int, path: str, *, early: bytes = b"", buffer: int | None = None, **headers: str
+        self,
+        port: int,
+        path: str,
+        *,
+        early: bytes = b"",
+        buffer: int | None = None,
+        tls: ssl.SSLContext | None = None,
+        **headers: str,
     ) -> None:
-        self.socket = socket.socket()
-        self.socket.settimeout(DEADLINE)
+        plain = socket.socket()
+        plain.settimeout(DEADLINE)
         if buffer is not None:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-        self.socket.connect(("127.0.0.1", port))
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        plain.connect(("127.0.0.1", port))
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = plain if tls is None else tls.wrap_socket(plain, server_hostname="127.0.0.1")
         self._received = b""
         fields = {
             "Host": f"127.0.0.1:{port}",

@@ -45,6 +45,7 @@ DEFAULTS = {
     "max_connections": None,
     "allowed_origins": (),
     "refuse": "close",
+    "fast": True,
     "api_key": None,
     "public_stats": False,
     "live": False,

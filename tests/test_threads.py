@@ -178,7 +178,6 @@ class TestBacklog:
         await turns()
         assert left == set()
 
-    @pytest.mark.xfail(reason="threads.py: the publish that is cut off is neither sent nor counted")
     async def test_what_is_cut_off_then_has_failed_and_the_rest_waits_for_the_next_start(
         self, published, monkeypatch
     ):

@@ -390,6 +390,7 @@ def checked(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(os, "getppid", os.getpid)
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "probe.py")])
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
