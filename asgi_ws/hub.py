@@ -152,7 +152,7 @@ class Hub(Router):
         self, user: str, event: str, data: Any, *, key: str | None = None, exclude: str | None = None
     ) -> Position | None:
         """Publish to every `/stream` session of a user, on every node; see `publish`."""
-        return await self.publish(USER_PREFIX + user, event, data, key=key, exclude=exclude)
+        return await self.publish(_channel_of(user), event, data, key=key, exclude=exclude)
 
     def publish_nowait(
         self, channel: str, event: str, data: Any, *, key: str | None = None, exclude: str | None = None
@@ -176,7 +176,7 @@ class Hub(Router):
         self, user: str, event: str, data: Any, *, key: str | None = None, exclude: str | None = None
     ) -> None:
         """Publish to every `/stream` session of a user from any thread; see `publish_nowait`."""
-        self.publish_nowait(USER_PREFIX + user, event, data, key=key, exclude=exclude)
+        self.publish_nowait(_channel_of(user), event, data, key=key, exclude=exclude)
 
     # Hooks.
 
@@ -234,10 +234,10 @@ class Hub(Router):
 
     def _undeclared(self, channel: str) -> str:
         nearest = self.channels.nearest(channel)
-        hint = "" if nearest is None else f"; did you mean {nearest!r}?"
+        hint = "." if nearest is None else f"; did you mean {nearest!r}?"
         return (
-            f"expected a declared channel, got {channel!r}{hint} "
-            f"To declare it: hub.channel({channel!r}, public=True)"
+            f"expected a declared channel, got {channel!r}{hint} To declare it: "
+            f"hub.channel({channel!r}, public=True), or as a decorator of a function that says who may have it"
         )
 
     def _declare(self, channel: Channel) -> None:
@@ -299,7 +299,7 @@ class FromThread:
         self, user: str, event: str, data: Any, *, key: str | None = None, exclude: str | None = None
     ) -> Position | None:
         """See `Hub.publish_to_user`."""
-        return self.publish(USER_PREFIX + user, event, data, key=key, exclude=exclude)
+        return self.publish(_channel_of(user), event, data, key=key, exclude=exclude)
 
     def _wait(self, make: Callable[[], Any]) -> Position | None:
         if not self._hub.settings.enabled:
@@ -307,6 +307,12 @@ class FromThread:
         lifecycle = self._hub._lifecycle
         position: Position | None = wait_for(make, None if lifecycle.run is None else lifecycle.loop)
         return position
+
+
+def _channel_of(user: object) -> str:
+    if not isinstance(user, str) or not user:
+        raise BadRequest(f"expected a user's id as text, got {brief(user)}")
+    return USER_PREFIX + user
 
 
 def _check_broadcaster(broadcaster: object) -> Broadcaster:

@@ -37,15 +37,12 @@ class Crowd:
         self._small = small
         self._room = asyncio.Semaphore(AT_ONCE)
         self._next = 0
-        self._answers: list[asyncio.Task[bytes]] = []
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self.tally.fail("it is over")
-        for answer in self._answers:
-            answer.cancel()
         for client in self.clients:
             client.transport.abort()
 
@@ -72,26 +69,19 @@ class Crowd:
         await asyncio.sleep(_SETTLE)
         self.tally.check()
 
-    def order(self, **order: float) -> int:
-        """Have messages published, and return how many deliveries are due for that."""
+    async def hear(self, **order: float) -> int:
+        """Have messages published, wait until all are delivered, return how many deliveries that were."""
         wanted = Order(first=self._next, **order)  # type: ignore[arg-type]
         each = wanted.turns if wanted.channels else wanted.turns * wanted.per_turn
         self._next += each
         self.tally.expect(each * len(self.clients))
-        self._answers.append(asyncio.get_running_loop().create_task(self.server.obey(wanted)))
+        obeying = asyncio.get_running_loop().create_task(self.server.obey(wanted))
+        try:
+            await self.tally.finish()  # first: a server that is stuck neither delivers nor answers
+            await obeying
+        finally:
+            obeying.cancel()
         return each * len(self.clients)
-
-    async def finish(self, ahead: int = 0) -> None:
-        """Wait until all that was ordered is delivered, or all but `ahead` deliveries."""
-        await self.tally.finish(ahead)
-        if not ahead:
-            await asyncio.gather(*self._answers)
-            self._answers.clear()
-
-    async def hear(self, **order: float) -> None:
-        """Have messages published, and wait until they are delivered."""
-        self.order(**order)
-        await self.finish()
 
     def stop_reading(self) -> None:
         for client in self.clients:

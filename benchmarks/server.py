@@ -38,7 +38,6 @@ class Server:
         self.port = port
         self.pid = pid
         self._reader, self._writer = line
-        self._turn = asyncio.Lock()
 
     async def report(self) -> Report:
         """Ask it what it gave up."""
@@ -47,8 +46,7 @@ class Server:
     async def obey(self, order: Order) -> bytes:
         """Have it publish, wait until it has, and return its answer."""
         self._writer.write(msgspec.json.encode(order) + b"\n")
-        async with self._turn:
-            answer = await self._reader.readline()
+        answer = await self._reader.readline()
         if not answer:
             raise Void("the server ended")
         return answer

@@ -343,6 +343,21 @@ class TestEvents:
     def test_a_list_of_models_is_a_list(self):
         self.channel(said=list[Order]).check_event("said", [Order(id=1)])
 
+    @pytest.mark.xfail(
+        reason="channels.py: Pydantic converts for the check, and what is sent is not converted"
+    )
+    async def test_what_passes_is_sent_as_its_type_says(self, hub):
+        room = hub.channel("room", public=True, events={"ordered": Order})
+        async with Client(hub, channels=["room"]) as client:
+            for _ in range(2):
+                await client.receive("subscribed")
+            try:
+                await room.publish("ordered", {"id": "1"})
+            except TypeError:
+                return
+            (order,) = await client.events(1)
+            assert order["id"] == 1
+
     def test_the_message_says_what_was_expected_and_what_was_wrong_with_it(self):
         with pytest.raises(TypeError) as caught:
             self.channel(said=Message).check_event("said", {"text": 5})

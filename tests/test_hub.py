@@ -219,6 +219,15 @@ class TestRefused:
             await hub.publish("qqqqqqqqqqqqqqq", "said", 1)
         assert "did you mean" not in str(caught.value)
 
+    async def test_and_the_message_is_still_well_put(self, hub):
+        with pytest.raises(Undeclared, match=r"got 'qqqqqqqqqqqqqqq'[.;] "):
+            await hub.publish("qqqqqqqqqqqqqqq", "said", 1)
+
+    @pytest.mark.parametrize("user", ["", 7, None])
+    async def test_what_is_no_user(self, hub, user):
+        with pytest.raises(BadRequest, match="expected a user"):
+            await hub.publish_to_user(user, "letter", 1)
+
     async def test_the_hubs_own_internal_names(self, hub):
         hub.channel("{name:path}", public=True)
         await hub.publish("anything at all", "said", 1)

@@ -116,7 +116,7 @@ async def _identify(
         async with asyncio.timeout(seconds):
             return await identify(connection, authenticate)
     except TimeoutError as error:
-        raise Refused(endings.AUTH_TIMED_OUT, "timeout") from error
+        raise Refused(endings.TRY_LATER.because("authenticate took too long"), "timeout") from error
     except Unauthorized as error:
         ending = endings.UNAUTHORIZED
         raise Refused(ending.because(str(error) or ending.reason), "unauthorized") from error
