@@ -237,7 +237,7 @@ class Hub(Router):
         hint = "." if nearest is None else f"; did you mean {nearest!r}?"
         return (
             f"expected a declared channel, got {channel!r}{hint} To declare it: "
-            f"hub.channel({channel!r}, public=True), or as a decorator of a function that says who may have it"
+            f"hub.channel({channel!r}, public=True), or as a decorator of a function that says who may"
         )
 
     def _declare(self, channel: Channel) -> None:

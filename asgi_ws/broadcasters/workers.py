@@ -61,8 +61,8 @@ class SoleWorker:
             elif time.monotonic() >= deadline:
                 raise SettingsError(
                     f"ASGI_WS_BROADCASTER: expected one worker for {memory}, got a second beside the first "
-                    f"({first}); neither would hear the other's events. Run one, set a broadcaster that works "
-                    "between processes, or memory://?workers=allow if it is meant."
+                    f"({first}); neither would hear the other's events. Run one, set a broadcaster that "
+                    "works between processes, or memory://?workers=allow if it is meant."
                 )
             await asyncio.sleep(_POLL)
         return path
