@@ -3,7 +3,7 @@
 import inspect
 import types
 import typing
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, Self, overload
 
 import msgspec
@@ -110,12 +110,17 @@ class Channel:
         ttl = settings.history_ttl if self._history_ttl is None else self._history_ttl
         self.retention = Retention(size, ttl)
 
-    def check_start(self) -> None:
-        """Refuse a declaration that nobody could subscribe to.
+    def check_start(self, features: Collection[str]) -> None:
+        """Refuse a declaration that nobody could subscribe to, or that the broadcaster cannot keep.
 
         Raises:
-            SettingsError: It has neither a function nor `public=True`.
+            SettingsError: It has neither a function nor `public=True`, or a history that cannot be.
         """
+        if self._history and "history" not in features:
+            raise SettingsError(
+                f"{self.place}: expected a broadcaster with history for channel {self.pattern.text!r}, "
+                f"got one with {', '.join(sorted(features)) or 'nothing'}"
+            )
         if self._right is None and not self.public:
             raise SettingsError(
                 f"{self.place}: expected channel {self.pattern.text!r} to have a function or public=True, "
@@ -260,7 +265,7 @@ def _is_instance(data: Any, kind: Any) -> bool:
 
 
 def _read_model(kind: Any, value: Any) -> Any:
-    read = getattr(kind, "model_validate", None)
+    read = getattr(kind, "model_validate_json", None)
     if read is None:
         raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
-    return read(value)
+    return read(msgspec.json.encode(value), strict=True)  # strict: it is sent as it is, not as it is read

@@ -246,7 +246,7 @@ class Hub(Router):
 
     def _make_run(self) -> Run:
         for entry in self.channels:
-            entry.value.check_start()
+            entry.value.check_start(self._broadcaster.features)
         return Run(self.settings, self, self._broadcaster)
 
     def _started(self) -> None:

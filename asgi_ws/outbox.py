@@ -10,6 +10,7 @@ from asgi_ws.frames import BINARY, TEXT, header
 
 # A quarter is kept for replies and control, so that a session full of events can still be told so.
 _RESERVED = 4
+_MOMENT = 0.005  # seconds
 
 
 class Batch:
@@ -104,6 +105,16 @@ class Outbox:
         """Return the batch to write next. It stays, and counts, until it is `done`."""
         return self._batches[0] if self._batches else None
 
+    def share(self, max_bytes: int) -> list[Batch]:
+        """Return the batches to write next, as many as fit into one write; one at least, if there is any."""
+        share: list[Batch] = []
+        for batch in self._batches:
+            max_bytes -= batch.size
+            if share and max_bytes < 0:
+                break
+            share.append(batch)
+        return share
+
     def done(self, batch: Batch) -> bool:
         """Drop the first batch, or return that `clear` has dropped it already: `False`."""
         if not self._batches or self._batches[0] is not batch:
@@ -193,26 +204,28 @@ class Pace:
                 self._opened.set()
 
     async def _until_quiet(self) -> None:
-        end = _idle() + self.limit
+        began, idle, rest = time.monotonic(), 0.0, 0.0
         while self._behind:
-            began, idle = time.monotonic(), _idle()
-            self._quiet.clear()
-            try:
-                async with asyncio.timeout(self.patience):
-                    await self._quiet.wait()
-            except TimeoutError:
-                idled = _idle() - idle >= self.patience / 2
-                nobody = all(writer.progress < began for writer in self._behind)
-                if (idled and nobody) or _idle() >= end:
-                    self._lagging |= self._behind
-                    self._behind.clear()
+            idled = await self._moment()
+            idle, rest = idle + idled, rest + idled
+            if any(writer.progress >= began for writer in self._behind):
+                began, rest = time.monotonic(), 0.0
+            if rest >= self.patience or idle >= self.limit:
+                self._lagging |= self._behind
+                self._behind.clear()
+
+    async def _moment(self) -> float:
+        """Wait for a moment; return how long the loop had nothing else to do: a late timer had to wait."""
+        self._quiet.clear()
+        due = time.monotonic() + 2 * _MOMENT
+        try:
+            async with asyncio.timeout(_MOMENT):
+                await self._quiet.wait()
+        except TimeoutError:
+            return _MOMENT if time.monotonic() < due else 0.0
+        return 0.0
 
     def stuck(self, seconds: float) -> list[Writer]:
         """Return who has something to write and has not finished a write for `seconds`."""
         since = time.monotonic() - seconds
         return [writer for writer in (*self._behind, *self._lagging) if writer.progress < since]
-
-
-def _idle() -> float:
-    """Seconds in which this thread had nothing to do: while the loop is busy, nobody is at fault."""
-    return time.monotonic() - time.thread_time()

@@ -238,6 +238,10 @@ class Session:
         """What is to be written now."""
         return self._outbox.first()
 
+    def share(self, max_bytes: int) -> list[Batch]:
+        """What is to be written now, of several batches as many as fit into one write."""
+        return self._outbox.share(max_bytes)
+
     def written(self, batch: Batch, sent: int) -> None:
         """Learn that the first `sent` messages of a batch are on their way, and the others never will be."""
         metrics = self._metrics

@@ -6,7 +6,7 @@ from benchmarks.message import SIZE
 
 
 class Order(msgspec.Struct, kw_only=True):
-    """Publish `turns` times `per_turn` messages, as fast as it goes or at `rate` turns a second.
+    """Publish `turns` times `per_turn` messages: one turn when the last is done, or `rate` a second.
 
     Without turns, nothing is published: it is asked for a report.
 

@@ -343,9 +343,6 @@ class TestEvents:
     def test_a_list_of_models_is_a_list(self):
         self.channel(said=list[Order]).check_event("said", [Order(id=1)])
 
-    @pytest.mark.xfail(
-        reason="channels.py: Pydantic converts for the check, and what is sent is not converted"
-    )
     async def test_what_passes_is_sent_as_its_type_says(self, hub):
         room = hub.channel("room", public=True, events={"ordered": Order})
         async with Client(hub, channels=["room"]) as client:

@@ -717,9 +717,6 @@ class TestWhichBroadcaster:
         monkeypatch.setattr(broadcasters, "entry_points", lambda group: found.select(group=group))
         assert isinstance(from_url(Settings()), MemoryBroadcaster)
 
-    @pytest.mark.xfail(
-        reason="hub.py: what a channel declares is not compared with what its broadcaster can do"
-    )
     async def test_one_that_lacks_what_is_declared_is_refused_at_start_by_name(self):
         hub = Hub(broadcaster=FakeBroker("total_order"))
         hub.channel("room", public=True, history=200)

@@ -14,6 +14,9 @@ from asgi_ws.transports.conversation import Conversation
 
 EXTENSION = "asgi_ws"
 
+# What waits is joined into writes of about this size: asyncio's own mark for a full buffer.
+WRITE_BYTES = 64 * 1024
+
 
 class Owner(Protocol):
     """Who adopts a connection; each call comes from the event loop, none may wait."""
@@ -74,9 +77,10 @@ class DirectLink:
 
     def wake(self) -> None:
         session = self._conversation.session
-        while not self._connection.paused and (batch := session.next) is not None:
-            self._connection.write(batch.frames)
-            session.written(batch, len(batch))
+        while not self._connection.paused and (share := session.share(WRITE_BYTES)):
+            self._connection.write(b"".join([batch.frames for batch in share]))
+            for batch in share:
+                session.written(batch, len(batch))
         if session.ending is not None and session.next is None and not self._closing:
             self._closing = True
             self._connection.close(session.ending.code, session.ending.reason)

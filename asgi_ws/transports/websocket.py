@@ -40,8 +40,8 @@ class WebSocketLink:
     """The transport's end of a session: wakes its writer, bounds its reader."""
 
     __slots__ = (
-        "_context", "_deadline", "_failure", "_send", "_session", "_started", "_transport", "_waiter",
-        "_writer",
+        "_begun", "_context", "_deadline", "_failure", "_send", "_session", "_started", "_transport",
+        "_waiter", "_writer",
     )  # fmt: skip
 
     def __init__(self, session: Session, send: Send) -> None:
@@ -51,6 +51,7 @@ class WebSocketLink:
         self._waiter: asyncio.Future[None] | None = None
         self._writer: asyncio.Task[None] | None = None
         self._started: Awaitable[None] | None = None
+        self._begun: Batch | None = None
         self._failure: Exception | None = None
         self._transport: asyncio.Transport | None = None
         self._deadline = asyncio.timeout(None)
@@ -68,6 +69,7 @@ class WebSocketLink:
             return False
         enter_task(loop, writer)
         try:
+            self._begun = batch
             return self._context.run(self._begin_send, batch.messages[0])
         finally:
             leave_task(loop, writer)
@@ -116,7 +118,9 @@ class WebSocketLink:
         session = self._session
         while True:
             batch = session.next
-            if batch is not None:
+            if self._started is not None and batch is not self._begun:
+                await self._finish_begun()  # its batch was dropped, but a part of it may be on its way
+            elif batch is not None:
                 await self._write_batch(batch)
             elif session.ending is None:
                 self._waiter = asyncio.get_running_loop().create_future()
@@ -144,6 +148,11 @@ class WebSocketLink:
         except Exception as error:
             self._failure = error
         return self._started is None
+
+    async def _finish_begun(self) -> None:
+        started, self._started = self._started, None
+        assert started is not None
+        await started
 
     async def _started_or_new(self, message: Payload) -> None:
         if self._failure is not None:

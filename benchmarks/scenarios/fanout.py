@@ -6,7 +6,11 @@ from benchmarks.scenario import Figure, Sample, Scenario, Variant, as_planned
 from benchmarks.server import Server
 from benchmarks.stream import stream
 
-FIGURES = (Figure("cpu", "µs CPU/delivery", 2), Figure("rate", "deliveries/s", 0))
+FIGURES = (
+    Figure("cpu", "µs CPU/delivery", 2),
+    Figure("rate", "deliveries/s", 0),
+    Figure("bytes", "bytes", 0),
+)
 
 
 async def fanout(server: Server, plan: Plan, variant: Variant) -> Sample:
