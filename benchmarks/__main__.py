@@ -43,7 +43,7 @@ def _named(_: click.Context, __: click.Parameter, value: str | None) -> Sequence
 @click.option("--sessions", type=click.IntRange(10), help=f"Default: {_DEFAULT.sessions}.")
 @click.option("--rounds", type=click.IntRange(1), help=f"Default: {_DEFAULT.rounds}.")
 @click.option(
-    "--seconds", type=click.FloatRange(0.1), help=f"A round's length; default: {_DEFAULT.seconds:g}."
+    "--seconds", type=click.FloatRange(0.01), help=f"A round's length; default: {_DEFAULT.seconds:g}."
 )
 def main(
     scenario: Sequence[str],

@@ -12,6 +12,7 @@ from benchmarks.dialects import Dialect
 from benchmarks.order import Order
 from benchmarks.server import Server
 from benchmarks.tally import Tally
+from benchmarks.void import Void
 
 AT_ONCE = 64  # handshakes on their way
 _SETTLE = 0.2  # a rival may subscribe a moment after it has accepted
@@ -37,6 +38,7 @@ class Crowd:
         self._small = small
         self._room = asyncio.Semaphore(AT_ONCE)
         self._next = 0
+        self._answers: list[asyncio.Future[bytes]] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -69,19 +71,31 @@ class Crowd:
         await asyncio.sleep(_SETTLE)
         self.tally.check()
 
-    async def hear(self, **order: float) -> int:
-        """Have messages published, wait until all are delivered, return how many deliveries that were."""
+    def order(self, **order: float) -> int:
+        """Have messages published, and return how many deliveries are due for that."""
         wanted = Order(first=self._next, **order)  # type: ignore[arg-type]
         each = wanted.turns if wanted.channels else wanted.turns * wanted.per_turn
         self._next += each
         self.tally.expect(each * len(self.clients))
-        obeying = asyncio.get_running_loop().create_task(self.server.obey(wanted))
-        try:
-            await self.tally.finish()  # first: a server that is stuck neither delivers nor answers
-            await obeying
-        finally:
-            obeying.cancel()
+        self._answers.append(self.server.obey(wanted))
         return each * len(self.clients)
+
+    async def finish(self, ahead: int = 0) -> None:
+        """Wait until all that was ordered is delivered, or all but `ahead` deliveries.
+
+        Raises:
+            Void: Not everyone has heard everything, once and in order.
+        """
+        await self.tally.finish(ahead)
+        if not ahead:
+            answers, self._answers = self._answers, []
+            if b"" in await asyncio.gather(*answers):
+                raise Void("the server ended")
+
+    async def hear(self, **order: float) -> None:
+        """Have messages published, and wait until they are delivered."""
+        self.order(**order)
+        await self.finish()
 
     def stop_reading(self) -> None:
         for client in self.clients:

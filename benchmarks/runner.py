@@ -1,14 +1,14 @@
 """Asks every rival in turn, round after round, so that what disturbs one disturbs all alike."""
 
 import gc
+import itertools
 from collections.abc import Callable, Sequence
 
 from benchmarks.plan import Plan
 from benchmarks.results import Case, Result
 from benchmarks.rivals import Rival
-from benchmarks.scenario import Sample, Scenario
-from benchmarks.server import running
-from benchmarks.void import Void
+from benchmarks.scenario import Scenario
+from benchmarks.stand import Stand
 
 
 def cases(scenario: Scenario, rivals: Sequence[Rival], plan: Plan) -> list[Case]:
@@ -17,30 +17,30 @@ def cases(scenario: Scenario, rivals: Sequence[Rival], plan: Plan) -> list[Case]
     return [Case(rival, variant) for rival in taking_part for variant in scenario.variants(plan)]
 
 
+def rounds(scenario: Scenario, plan: Plan) -> int:
+    """Return how often each case is measured."""
+    return plan.fresh_rounds if scenario.fresh else plan.rounds
+
+
 async def run(
     scenario: Scenario, rivals: Sequence[Rival], plan: Plan, done: Callable[[Case], None]
 ) -> Result:
     """Run a scenario; `done` hears of each round of each case."""
     result = Result(scenario, cases(scenario, rivals, plan))
-    for _ in range(plan.rounds):
-        for case in result.cases:
-            await _round(scenario, case, plan)
-            done(case)
+    groups = itertools.groupby(result.cases, lambda case: case.rival.name if scenario.apart else "")
+    for _, group in groups:
+        stands = [Stand(scenario, case, plan) for case in group]
+        try:
+            for _ in range(rounds(scenario, plan)):
+                await _round(stands, done)
+        finally:
+            for stand in stands:
+                await stand.close()
     return result
 
 
-async def _round(scenario: Scenario, case: Case, plan: Plan) -> None:
-    gc.collect()
-    try:
-        case.add(await _sample(scenario, case, plan))
-    except (Void, OSError) as why:
-        case.void(str(why) or repr(why))
-
-
-async def _sample(scenario: Scenario, case: Case, plan: Plan) -> Sample:
-    async with running(case.rival) as server:
-        sample = await scenario.measure(server, plan, case.variant)
-        report = await server.report()
-    if scenario.name != "slow" and (report.dropped or report.slow):
-        raise Void(f"the server dropped {report.dropped} messages and gave up {report.slow} sessions")
-    return sample
+async def _round(stands: Sequence[Stand], done: Callable[[Case], None]) -> None:
+    for stand in stands:
+        gc.collect()
+        await stand.round()
+        done(stand.case)

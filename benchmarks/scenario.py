@@ -1,12 +1,14 @@
 """What a scenario is."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
 
 from benchmarks.plan import Plan
 from benchmarks.server import Server
 
 Sample = dict[str, float]
+Measure = Callable[[], Awaitable[Sample]]
 
 
 class Figure(NamedTuple):
@@ -24,22 +26,26 @@ class Variant(NamedTuple):
     label: str
 
 
+def as_planned(plan: Plan) -> tuple[Variant, ...]:
+    """Return the one size that most scenarios have: the plan's sessions."""
+    return (Variant(plan.sessions, ""),)
+
+
 class Scenario(NamedTuple):
     """A question to all rivals.
 
     Attributes:
-        measure: Asks a server that has just started, in one variant.
-        figures: What it measures; the first is what it is about.
+        stage: Brings the clients to a server that has just started, and yields what measures once.
+        figures: What is measured; the first is what it is about.
         variants: In which sizes it is asked.
+        fresh: Whether each measurement needs a server that has just started.
+        apart: Whether only one rival is there at a time, since its variants are large.
     """
 
     name: str
     about: str
-    measure: Callable[[Server, Plan, Variant], Awaitable[Sample]]
+    stage: Callable[[Server, Plan, Variant], AbstractAsyncContextManager[Measure]]
     figures: tuple[Figure, ...]
-    variants: Callable[[Plan], tuple[Variant, ...]]
-
-
-def as_planned(plan: Plan) -> tuple[Variant, ...]:
-    """Return the one size that most scenarios have: the plan's sessions."""
-    return (Variant(plan.sessions, ""),)
+    variants: Callable[[Plan], tuple[Variant, ...]] = as_planned
+    fresh: bool = False
+    apart: bool = False

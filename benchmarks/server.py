@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import socket
 import subprocess
 import tempfile
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import IO
@@ -20,6 +22,7 @@ from benchmarks.rivals import Rival
 from benchmarks.void import Void
 
 START = 30.0  # seconds until it must be up
+_ports = itertools.cycle(range(20_000, 30_000))
 _PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
 
 Line = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -38,18 +41,29 @@ class Server:
         self.port = port
         self.pid = pid
         self._reader, self._writer = line
+        self._answers: deque[asyncio.Future[bytes]] = deque()
 
     async def report(self) -> Report:
         """Ask it what it gave up."""
-        return msgspec.json.decode(await self.obey(Order(turns=0)), type=Report)
+        return msgspec.json.decode(await self.obey(Order(turns=0)) or b"{}", type=Report)
 
-    async def obey(self, order: Order) -> bytes:
-        """Have it publish, wait until it has, and return its answer."""
+    def obey(self, order: Order) -> asyncio.Future[bytes]:
+        """Have it publish; its answer comes when it has, or `b""` when it has ended.
+
+        It carries out one order after the other.
+        """
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._answers.append(answer)
         self._writer.write(msgspec.json.encode(order) + b"\n")
-        answer = await self._reader.readline()
-        if not answer:
-            raise Void("the server ended")
         return answer
+
+    async def read_answers(self) -> None:
+        """Hand out answers until the line breaks."""
+        with contextlib.suppress(OSError):
+            async for line in self._reader:
+                self._answers.popleft().set_result(line)
+        for answer in self._answers:
+            answer.set_result(b"")
 
     def cpu(self) -> float:
         """Return the seconds of CPU that all its threads have used, user and system, to the nanosecond."""
@@ -79,7 +93,10 @@ async def running(rival: Rival) -> AsyncIterator[Server]:
         process = _start(rival, port, control.sockets[0].getsockname()[1], log)
         try:
             await _up(process, line, port, log)
-            yield Server(rival, port, process.pid, line.result())
+            server = Server(rival, port, process.pid, line.result())
+            reading = asyncio.get_running_loop().create_task(server.read_answers())
+            yield server
+            reading.cancel()
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -117,6 +134,9 @@ def _answers(port: int) -> bool:
 
 
 def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    # Below the ports that the system gives to clients, for there will be thousands of them.
+    while True:
+        port = next(_ports)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

@@ -7,20 +7,16 @@ from benchmarks.meter import Meter
 from benchmarks.plan import Plan
 from benchmarks.scenario import Sample
 
-# The next round is ordered when all of the last one is delivered, so what is on its way is bounded: to
-# about so much time, and so many messages for one session.
-ROUND_SECONDS = 0.1
-ROUND_MESSAGES = 300
-
 
 async def stream(crowd: Crowd, plan: Plan, *, per_turn: int, channels: int = 0) -> Sample:
-    """Publish for the plan's time and return the server's CPU per delivery and deliveries per second."""
-    turns = await _warm_up(crowd, plan, per_turn, channels)
-    deliveries = 0
+    """Publish for a moment and return the server's CPU per delivery, and deliveries per second.
+
+    A turn is ordered while the last one is being delivered, and no earlier: the server always has
+    something to do, and nobody reads or writes as one what several turns have brought.
+    """
+    await _play(crowd, plan.warm_up, per_turn, channels)
     with Meter(crowd.server) as meter:
-        end = time.monotonic() + plan.seconds
-        while time.monotonic() < end:
-            deliveries += await crowd.hear(turns=turns, per_turn=per_turn, channels=channels)
+        deliveries = await _play(crowd, plan.seconds, per_turn, channels)
     return {
         "cpu": meter.cpu / deliveries * 1e6,
         "rate": deliveries / meter.wall,
@@ -30,13 +26,11 @@ async def stream(crowd: Crowd, plan: Plan, *, per_turn: int, channels: int = 0) 
     }
 
 
-async def _warm_up(crowd: Crowd, plan: Plan, per_turn: int, channels: int) -> int:
-    """Return how many turns make a round for this server."""
-    turns, most = 1, max(1, ROUND_MESSAGES // (1 if channels else per_turn))
-    end = time.monotonic() + plan.warm_up
+async def _play(crowd: Crowd, seconds: float, per_turn: int, channels: int) -> int:
+    end, deliveries = time.monotonic() + seconds, 0
     while time.monotonic() < end:
-        begin = time.monotonic()
-        await crowd.hear(turns=turns, per_turn=per_turn, channels=channels)
-        each = (time.monotonic() - begin) / turns
-        turns = min(most, max(1, int(ROUND_SECONDS / each)))
-    return turns
+        turn = crowd.order(per_turn=per_turn, channels=channels)
+        deliveries += turn
+        await crowd.finish(ahead=turn)
+    await crowd.finish()
+    return deliveries

@@ -21,6 +21,7 @@ class Tally:
         self.mark = 0
         self.due = 0
         self.latencies: list[int] | None = None
+        self._enough = 0
         self._trouble: Void | None = None
         self._done = asyncio.Event()
 
@@ -28,12 +29,11 @@ class Tally:
         """Count on so many deliveries more."""
         self.check()
         self.due += deliveries
-        self._done.clear()
 
     def take(self, deliveries: int) -> None:
         """Count deliveries that came."""
         self.due -= deliveries
-        if self.due <= 0:
+        if self.due <= self._enough:
             self._done.set()
 
     def fail(self, why: str) -> None:
@@ -52,12 +52,15 @@ class Tally:
         if self._trouble is not None:
             raise self._trouble
 
-    async def finish(self) -> None:
-        """Wait until all is there.
+    async def finish(self, ahead: int = 0) -> None:
+        """Wait until all is there, or all but `ahead` deliveries.
 
         Raises:
             Void: Something went wrong, or nothing came any more.
         """
+        self._enough = ahead
+        if self.due > ahead and self._trouble is None:
+            self._done.clear()
         while not self._done.is_set():
             before = self.due
             try:

@@ -34,7 +34,7 @@ def test_an_unknown_rival_is_told_so():
         capture_output=True,
         text=True,
     )
-    assert run.returncode == 2
+    assert run.returncode == 3
     assert "got 'nobody'" in run.stderr
 
 
@@ -52,7 +52,7 @@ def test_every_rival_delivers_everything(fanout):
     assert [case["rival"] for case in cases] == ["raw", "asgi_ws_stock", "starlette_queue"]
     for case in cases:
         assert case["void"] == []  # nothing missing, doubled or out of order
-        assert len(case["rounds"]) == record["plan"]["rounds"] == 2
+        assert len(case["rounds"]) == record["plan"]["rounds"] == 3
         for sample in case["rounds"]:
             assert sample["cpu"] > 0
             assert sample["deliveries"] > 0
@@ -87,7 +87,7 @@ def test_a_missing_delivery_makes_a_round_void():
     listener.data_received(frames[0][:100])
     listener.data_received(frames[0][100:])
     listener.data_received(frames[1])
-    assert tally.due == 2
+    assert tally.due == 3
     tally.check()
     listener.data_received(frames[3])
     with pytest.raises(Void, match="expected message 2, got 3"):

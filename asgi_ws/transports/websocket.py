@@ -6,20 +6,14 @@ holds up nobody. A WebSocket always needs a reader: while none waits, uvicorn re
 
 import asyncio
 import contextlib
-import contextvars
 import logging
 import time
-from asyncio.tasks import _enter_task as enter_task
-from asyncio.tasks import _leave_task as leave_task
-from collections.abc import Awaitable
 
 from starlette.requests import HTTPConnection
 from starlette.types import Message, Receive, Scope, Send
 
 from asgi_ws import endings
 from asgi_ws.auth import Authenticate
-from asgi_ws.codecs import Payload
-from asgi_ws.eager import begin
 from asgi_ws.endings import Ending
 from asgi_ws.outbox import Batch
 from asgi_ws.run import Run
@@ -39,40 +33,18 @@ _STINT = 64
 class WebSocketLink:
     """The transport's end of a session: wakes its writer, bounds its reader."""
 
-    __slots__ = (
-        "_begun", "_context", "_deadline", "_failure", "_send", "_session", "_started", "_transport",
-        "_waiter", "_writer",
-    )  # fmt: skip
+    __slots__ = ("_deadline", "_send", "_session", "_transport", "_waiter", "_writer")
 
     def __init__(self, session: Session, send: Send) -> None:
         self._session = session
         self._send = send
-        self._context = contextvars.copy_context()
         self._waiter: asyncio.Future[None] | None = None
         self._writer: asyncio.Task[None] | None = None
-        self._started: Awaitable[None] | None = None
-        self._begun: Batch | None = None
-        self._failure: Exception | None = None
         self._transport: asyncio.Transport | None = None
         self._deadline = asyncio.timeout(None)
 
-    def write(self, batch: Batch) -> bool:
-        """Send a single message without a switch to the writer's task, if the server takes it at once.
-
-        The first step of `send` is made here, in the writer's name, so that timeouts and cancel scopes in
-        a middleware's `send` belong to a task. Where it has to wait, the writer goes on with it.
-        """
-        if len(batch) > 1 or self._waiter is None or self._waiter.done():
-            return False
-        loop, writer = asyncio.get_running_loop(), self._writer
-        if writer is None or asyncio.current_task(loop) is not None:
-            return False
-        enter_task(loop, writer)
-        try:
-            self._begun = batch
-            return self._context.run(self._begin_send, batch.messages[0])
-        finally:
-            leave_task(loop, writer)
+    def write(self, _: Batch) -> bool:
+        return False  # only the writer writes
 
     def wake(self) -> None:
         waiter = self._waiter
@@ -90,7 +62,7 @@ class WebSocketLink:
 
     async def serve(self, conversation: Conversation, receive: Receive) -> None:
         """Read and write until the connection is gone."""
-        self._writer = asyncio.get_running_loop().create_task(self._write(), context=self._context)
+        self._writer = asyncio.get_running_loop().create_task(self._write())
         code = endings.ABNORMAL.code
         server = _uvicorn(receive)
         self._transport = getattr(server, "transport", None)
@@ -118,9 +90,7 @@ class WebSocketLink:
         session = self._session
         while True:
             batch = session.next
-            if self._started is not None and batch is not self._begun:
-                await self._finish_begun()  # its batch was dropped, but a part of it may be on its way
-            elif batch is not None:
+            if batch is not None:
                 await self._write_batch(batch)
             elif session.ending is None:
                 self._waiter = asyncio.get_running_loop().create_future()
@@ -133,35 +103,13 @@ class WebSocketLink:
         session, sent = self._session, 0
         try:
             for message in batch.messages:
-                await self._started_or_new(message)
+                await self._send({"type": "websocket.send", session.codec.kind: message})
                 sent += 1
                 session.progress = time.monotonic()
                 if sent % _STINT == 0:
                     await asyncio.sleep(0)
         finally:
             session.written(batch, sent)
-
-    def _begin_send(self, message: Payload) -> bool:
-        try:
-            send = self._send({"type": "websocket.send", self._session.codec.kind: message})
-            self._started = begin(send)
-        except Exception as error:
-            self._failure = error
-        return self._started is None
-
-    async def _finish_begun(self) -> None:
-        started, self._started = self._started, None
-        assert started is not None
-        await started
-
-    async def _started_or_new(self, message: Payload) -> None:
-        if self._failure is not None:
-            raise self._failure
-        started, self._started = self._started, None
-        if started is None:
-            await self._send({"type": "websocket.send", self._session.codec.kind: message})
-        else:
-            await started
 
     def _stop_reading(self, after: float) -> None:
         with contextlib.suppress(RuntimeError):  # it has stopped already

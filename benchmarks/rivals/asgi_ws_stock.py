@@ -11,7 +11,8 @@ from asgi_ws import Hub
 from benchmarks.control import PORT, obeying
 from benchmarks.order import Report
 
-hub = Hub()
+# Several of these at once are meant: each has clients of its own.
+hub = Hub(broadcaster="memory://?workers=allow")
 hub.channel("c:{n:int}", public=True)
 
 

@@ -52,8 +52,9 @@ exports.obey = (publish) => {
   const line = net.connect(Number(process.env.BENCH_CONTROL), "127.0.0.1");
   line.on("close", () => process.exit(0));
   line.setNoDelay(true);
-  readline.createInterface({ input: line }).on("line", async (text) => {
-    await carryOut(JSON.parse(text), publish);
-    line.write("{}\n");
+  let last = Promise.resolve();
+  readline.createInterface({ input: line }).on("line", (text) => {
+    // One order after the other, though the next may be here already.
+    last = last.then(() => carryOut(JSON.parse(text), publish)).then(() => line.write("{}\n"));
   });
 };

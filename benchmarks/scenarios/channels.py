@@ -1,8 +1,12 @@
 """The same deliveries over few channels and over many: what nobody publishes to must cost nothing."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
 from benchmarks.crowd import Crowd
 from benchmarks.plan import Plan
-from benchmarks.scenario import Sample, Scenario, Variant
+from benchmarks.scenario import Measure, Scenario, Variant
 from benchmarks.scenarios.fanout import FIGURES
 from benchmarks.server import Server
 from benchmarks.stream import stream
@@ -11,7 +15,8 @@ SUBSCRIBERS = 10  # of each channel
 SUBSCRIPTIONS = 100  # of each session, where there are many
 
 
-async def channels(server: Server, plan: Plan, variant: Variant) -> Sample:
+@asynccontextmanager
+async def channels(server: Server, plan: Plan, variant: Variant) -> AsyncIterator[Measure]:
     # A neighbourhood is as many channels as give each session one; each turn publishes to one of them.
     neighbourhood = plan.sessions // SUBSCRIBERS
 
@@ -21,7 +26,7 @@ async def channels(server: Server, plan: Plan, variant: Variant) -> Sample:
     async with Crowd(server) as crowd:
         await crowd.join(plan.sessions, subscribed)
         await crowd.settle()
-        return await stream(crowd, plan, per_turn=neighbourhood, channels=variant.number)
+        yield partial(stream, crowd, plan, per_turn=neighbourhood, channels=variant.number)
 
 
 def _few_and_many(plan: Plan) -> tuple[Variant, ...]:

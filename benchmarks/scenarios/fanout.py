@@ -1,8 +1,12 @@
 """One channel that all sessions have: a message a turn, a hundred, and more and more sessions."""
 
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+
 from benchmarks.crowd import Crowd
 from benchmarks.plan import Plan
-from benchmarks.scenario import Figure, Sample, Scenario, Variant, as_planned
+from benchmarks.scenario import Figure, Measure, Scenario, Variant
 from benchmarks.server import Server
 from benchmarks.stream import stream
 
@@ -12,20 +16,23 @@ FIGURES = (
     Figure("bytes", "bytes", 0),
 )
 
-
-async def fanout(server: Server, plan: Plan, variant: Variant) -> Sample:
-    return await _deliver(server, plan, variant.number, per_turn=1)
+Stage = AbstractAsyncContextManager[Measure]
 
 
-async def burst(server: Server, plan: Plan, variant: Variant) -> Sample:
-    return await _deliver(server, plan, variant.number, per_turn=100)
+def fanout(server: Server, plan: Plan, variant: Variant) -> Stage:
+    return _stage(server, plan, variant.number, per_turn=1)
 
 
-async def _deliver(server: Server, plan: Plan, sessions: int, per_turn: int) -> Sample:
+def burst(server: Server, plan: Plan, variant: Variant) -> Stage:
+    return _stage(server, plan, variant.number, per_turn=100)
+
+
+@asynccontextmanager
+async def _stage(server: Server, plan: Plan, sessions: int, per_turn: int) -> AsyncIterator[Measure]:
     async with Crowd(server) as crowd:
         await crowd.join(sessions)
         await crowd.settle()
-        return await stream(crowd, plan, per_turn=per_turn)
+        yield partial(stream, crowd, plan, per_turn=per_turn)
 
 
 def _doubling(plan: Plan) -> tuple[Variant, ...]:
@@ -36,6 +43,6 @@ def _doubling(plan: Plan) -> tuple[Variant, ...]:
     return tuple(sizes)
 
 
-FANOUT = Scenario("fanout", "all sessions hear one message per turn of the loop", fanout, FIGURES, as_planned)
-BURST = Scenario("burst", "all sessions hear 100 messages per turn of the loop", burst, FIGURES, as_planned)
-GROWTH = Scenario("growth", "fanout with 1,000 to 16,000 sessions", fanout, FIGURES, _doubling)
+FANOUT = Scenario("fanout", "all sessions hear one message per turn of the loop", fanout, FIGURES)
+BURST = Scenario("burst", "all sessions hear 100 messages per turn of the loop", burst, FIGURES)
+GROWTH = Scenario("growth", "fanout with 1,000 to 16,000 sessions", fanout, FIGURES, _doubling, apart=True)
