@@ -165,8 +165,9 @@ class Listener(Client):
         self.expected = number + 1
         if self.tally.latencies is not None:
             self._note(data, mark)
+        self.tally.size = frame.end - frame.start
         if not self.dialect.replies:
-            self.tally.frame, self.tally.mark = frame.end - frame.start, mark - frame.start
+            self.tally.frame, self.tally.mark = self.tally.size, mark - frame.start
         self.tally.take(1)
 
     def _as_expected(self, data: bytes, count: int) -> bool:

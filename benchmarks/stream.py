@@ -20,7 +20,7 @@ async def stream(crowd: Crowd, plan: Plan, *, per_turn: int, channels: int = 0) 
     return {
         "cpu": meter.cpu / deliveries * 1e6,
         "rate": deliveries / meter.wall,
-        "bytes": crowd.tally.frame,
+        "bytes": crowd.tally.size,
         "deliveries": deliveries,
         **meter.shares(),
     }

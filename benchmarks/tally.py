@@ -13,12 +13,14 @@ class Tally:
     Attributes:
         frame, mark: How long the usual frame is, and where in it the message's number: what a client
             looks at first. As long as none is known, nothing has that length.
+        size: How long the last frame was that was parsed.
         latencies: Where nanoseconds from publish to client are noted, if they are wanted.
     """
 
     def __init__(self) -> None:
         self.frame = 1 << 60
         self.mark = 0
+        self.size = 0
         self.due = 0
         self.latencies: list[int] | None = None
         self._enough = 0
