@@ -22,7 +22,8 @@ from benchmarks.rivals import Rival
 from benchmarks.void import Void
 
 START = 30.0  # seconds until it must be up
-_ports = itertools.cycle(range(20_000, 30_000))
+# Each process begins elsewhere, so that two of them do not try the same ports at once.
+_ports = itertools.cycle(range(20_000 + os.getpid() * 97 % 9_000, 30_000))
 _PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
 
 Line = tuple[asyncio.StreamReader, asyncio.StreamWriter]
