@@ -15,7 +15,6 @@ from benchmarks.tally import Tally
 from benchmarks.void import Void
 
 AT_ONCE = 64  # handshakes on their way
-_SETTLE = 0.2  # a rival may subscribe a moment after it has accepted
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -68,7 +67,8 @@ class Crowd:
             connecting.cancel()
 
     async def settle(self) -> None:
-        await asyncio.sleep(_SETTLE)
+        """Wait until the server has nothing more to do for those who have joined."""
+        await self.server.rest()
         self.tally.check()
 
     def order(self, **order: float) -> int:

@@ -22,6 +22,7 @@ from benchmarks.rivals import Rival
 from benchmarks.void import Void
 
 START = 30.0  # seconds until it must be up
+_REST = 0.1  # seconds of which it must use less than a twentieth to be at rest
 # Each process begins elsewhere, so that two of them do not try the same ports at once.
 _ports = itertools.cycle(range(20_000 + os.getpid() * 97 % 9_000, 30_000))
 _PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
@@ -74,6 +75,14 @@ class Server:
     def waited(self) -> float:
         """Return the seconds that its main thread was ready to run while somebody else had its core."""
         return int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[1]) / 1e9
+
+    async def rest(self) -> None:
+        """Wait until it has nothing to do: a rival may subscribe a client after it has accepted it."""
+        busy = _REST
+        while busy > _REST / 20:
+            before = self.cpu() + self.waited()
+            await asyncio.sleep(_REST)
+            busy = self.cpu() + self.waited() - before
 
     def memory(self) -> int:
         """Return its resident memory in kB."""

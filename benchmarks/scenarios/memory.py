@@ -1,6 +1,5 @@
 """What a session costs that does nothing."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -8,8 +7,6 @@ from benchmarks.crowd import Crowd
 from benchmarks.plan import Plan
 from benchmarks.scenario import Figure, Measure, Sample, Scenario, Variant
 from benchmarks.server import Server
-
-CALM = 0.5  # seconds until nothing of the handshakes is left
 
 
 @asynccontextmanager
@@ -19,14 +16,13 @@ async def memory(server: Server, _: Plan, variant: Variant) -> AsyncIterator[Mea
     async def measure() -> Sample:
         before = server.memory()
         await crowd.join(count)
-        await asyncio.sleep(CALM)
-        crowd.tally.check()
+        await crowd.settle()
         return {"kb": (server.memory() - before) / count, "first": before / 1024}
 
     async with Crowd(server) as crowd:
         # The first ones fill the allocator's pools, and import what is imported late.
         await crowd.join(count // 10)
-        await asyncio.sleep(CALM)
+        await crowd.settle()
         yield measure
 
 
