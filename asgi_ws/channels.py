@@ -1,6 +1,5 @@
 """What an application declares about a channel, and asks of who wants to hear it."""
 
-import inspect
 import types
 import typing
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -10,6 +9,7 @@ import msgspec
 
 from asgi_ws.codecs import dump_model
 from asgi_ws.errors import NotRunning, SettingsError, Undeclared
+from asgi_ws.handlers import Handler
 from asgi_ws.patterns import Pattern, check_event
 from asgi_ws.publication import Position, Retention
 from asgi_ws.session import Session
@@ -69,8 +69,7 @@ class Channel:
         self.retention = Retention(0, 0.0)
         self._history = history
         self._history_ttl = history_ttl
-        self._right: SubscribeRight | None = None
-        self._session_parameter: str | None = None
+        self._right: Handler | None = None
 
     def __repr__(self) -> str:
         return f"<Channel {self.pattern.text!r} declared at {self.place}>"
@@ -82,8 +81,8 @@ class Channel:
     def __call__(self, right: SubscribeRight | None = None, /, **params: Any) -> "Self | BoundChannel":
         if right is None:
             return BoundChannel(self, self.pattern.render(**params))
-        self._session_parameter = _session_parameter(right, self.pattern)
-        self._right = right
+        what = f"the function of channel {self.pattern.text!r}"
+        self._right = Handler(right, what, required=self.pattern.params)
         return self
 
     @property
@@ -148,11 +147,8 @@ class Channel:
 
     async def authorize(self, session: Session, params: dict[str, Any]) -> None:
         """Ask whether a session may subscribe; whatever the application's function raises says no."""
-        if self._right is None:
-            return
-        if self._session_parameter is not None:
-            params = {**params, self._session_parameter: session}
-        await self._right(**params)
+        if self._right is not None:
+            await self._right(session, params)
 
 
 class BoundChannel:
@@ -197,35 +193,6 @@ def _events(events: Events) -> dict[str, Any]:
     for event in declared:
         check_event(event)
     return declared
-
-
-def _session_parameter(right: SubscribeRight, pattern: Pattern) -> str | None:
-    """Check that every parameter of a function can be given, and return the one that is the session."""
-    name = getattr(right, "__qualname__", repr(right))
-    if not inspect.iscoroutinefunction(right):
-        raise TypeError(f"expected the function of channel {pattern.text!r} to be async, got {name}")
-    sessions: list[str] = []
-    hints = _hints(right)
-    for parameter in inspect.signature(right).parameters.values():
-        is_session = hints.get(parameter.name) in {Session, "Session"}
-        if is_session and not sessions and parameter.kind is not parameter.POSITIONAL_ONLY:
-            sessions.append(parameter.name)
-        elif (
-            is_session or parameter.kind is parameter.POSITIONAL_ONLY or parameter.name not in pattern.params
-        ):
-            expected = ", ".join(["a Session", *pattern.params])
-            raise TypeError(f"expected the parameters of {name} to be {expected}, got {parameter}")
-    missing = set(pattern.params) - set(inspect.signature(right).parameters)
-    if missing:
-        raise TypeError(f"expected {name} to take the pattern's {', '.join(sorted(missing))}, got none")
-    return sessions[0] if sessions else None
-
-
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(function)
-    except NameError:  # an annotation that only a type checker can see
-        return dict(function.__annotations__)
 
 
 def _check_data(event: str, data: Any, kind: Any) -> None:

@@ -23,11 +23,13 @@ FLOORS = (
     # a channel on this node, and what ticks
     "topic heartbeat",
     "broadcasters fanout session",
-    "broadcasters.memory channels node",
+    "broadcasters.memory answers handlers node",
+    "channels",
     # what is declared, what runs
     "router",
     "run",
-    "lifecycle requests",
+    "lifecycle joins",
+    "requests",
     # bytes to sessions, and back
     "transports",
     "transports.handshake",

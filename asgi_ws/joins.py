@@ -1,0 +1,206 @@
+"""The channels of one session: joining them and leaving them, as its client asks.
+
+Subscribes are checked in order; what has to wait (the application's function, a broker) waits in a task of
+its own, so it holds up neither events nor other requests.
+"""
+
+import asyncio
+from collections.abc import Coroutine, Iterable
+from typing import Any, NamedTuple
+
+from msgspec import UNSET
+
+from asgi_ws.answers import Ref, present, refuse
+from asgi_ws.channels import Channel
+from asgi_ws.codecs import brief
+from asgi_ws.eager import Suspended, begin
+from asgi_ws.errors import AlreadySubscribed, BadRequest, LimitExceeded, NotFound, RequestError, Timeout
+from asgi_ws.messages import MAX_REQUESTS, Subscribe, Subscribed, Unsubscribe, Unsubscribed
+from asgi_ws.node import Join, Resume
+from asgi_ws.patterns import check_channel
+from asgi_ws.router import BROADCAST, USER_PREFIX
+from asgi_ws.run import Run
+from asgi_ws.session import Session
+from asgi_ws.topic import Subscription
+
+MAX_JOINS = 8  # subscribes of one session that wait at once
+
+
+class _Join(NamedTuple):
+    """A subscribe on its way."""
+
+    request: Subscribe
+    channel: Channel
+    params: dict[str, Any]
+    subscription: Subscription
+
+
+class Joins:
+    """Joins the channels of one session, and leaves them."""
+
+    __slots__ = ("_later", "_run", "_session", "_tasks", "_waiting")
+
+    def __init__(self, session: Session, run: Run) -> None:
+        self._session = session
+        self._run = run
+        # Lists, for an idle session has a pair of these, and nothing in them.
+        self._waiting: list[_Join] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        # What is to be done with a channel as soon as it is joined: an unsubscribe, and what follows it.
+        self._later: dict[str, list[Subscribe | Unsubscribe]] = {}
+
+    def begin(self, asked: Iterable[Subscribe]) -> None:
+        """Join the channels that the session has by itself, and those that its URL asks for."""
+        joins = {channel: Subscribe(channel=channel) for channel in self._own}
+        for request in asked:
+            if request.offset is not None or request.channel not in joins:
+                joins[request.channel] = request
+        for request in joins.values():
+            self.subscribe(request)
+
+    def subscribe(self, request: Subscribe) -> None:
+        """Join a channel, or answer why not."""
+        if request.channel in self._later:
+            self._postpone(request)
+            return
+        try:
+            join = self._admissible(request)
+        except RequestError as error:
+            self._fail(error, request.ref, request.channel)
+            return
+        self._session.subscriptions[request.channel] = join.subscription
+        self._waiting.append(join)
+        self._next()
+
+    def stop(self) -> None:
+        """Cancel what is still waiting: the session is gone."""
+        self._waiting.clear()
+        for task in self._tasks:
+            task.cancel()
+
+    def unsubscribe(self, request: Unsubscribe) -> None:
+        """Leave a channel, as soon as it is joined."""
+        channel, ref = request.channel, request.ref
+        subscription = self._session.subscriptions.get(channel)
+        if subscription is None:
+            error = NotFound(f"expected a channel that is subscribed to, got {brief(channel)}")
+            self._fail(error, ref, channel)
+        elif subscription.live:
+            self._run.node.leave(self._session.subscriptions.pop(channel))
+            self._session.tell(Unsubscribed(channel=channel, code="client", ref=present(ref)))
+        else:
+            self._postpone(request)
+
+    def _postpone(self, request: Subscribe | Unsubscribe) -> None:
+        later = self._later.setdefault(request.channel, [])
+        if len(later) < MAX_REQUESTS:
+            later.append(request)
+        else:
+            error = LimitExceeded(
+                f"expected at most {MAX_REQUESTS} requests to wait for a subscribe, got one more"
+            )
+            self._fail(error, request.ref)
+
+    # Subscribing: the checks at once, the application's function and the position when it is its turn.
+
+    def _admissible(self, request: Subscribe) -> _Join:
+        channel, held = check_channel(request.channel), self._session.subscriptions
+        if channel in held:
+            raise AlreadySubscribed(f"expected a channel that is not subscribed to, got {channel!r}")
+        if len(held) >= self._run.settings.max_subscriptions:
+            limit = self._run.settings.max_subscriptions
+            raise LimitExceeded(f"expected at most {limit} channels, got one more: {channel!r}")
+        if request.epoch is not None and request.offset is None:
+            raise BadRequest("expected an offset with the epoch, got none")
+        if request.epoch is None and request.offset:
+            raise BadRequest(f'expected an epoch with the offset, or "offset":0, got {request.offset}')
+        found = self._run.router.find(channel)
+        if found is None or (found[0].own and channel not in self._own):
+            raise NotFound(f"expected a channel of this server, got {channel!r}")
+        return _Join(request, *found, Subscription(self._session, channel))
+
+    @property
+    def _own(self) -> tuple[str, ...]:
+        user = self._session.user
+        return (BROADCAST,) if user is None else (BROADCAST, USER_PREFIX + user)
+
+    def _next(self) -> None:
+        while self._waiting and len(self._tasks) < MAX_JOINS:
+            waiting = self._waiting.pop(0)
+            join = self._join(waiting)
+            # Where nobody is asked, neither the application nor a broker, there is nothing to wait for.
+            if waiting.channel.asks or not self._run.node.broadcaster.embedded:
+                self._spawn(join)
+            elif (rest := begin(join)) is not None:
+                self._spawn(_finish(rest))
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.append(task)
+        task.add_done_callback(self._joined)
+
+    def _joined(self, task: asyncio.Task[None]) -> None:
+        self._tasks.remove(task)
+        self._next()
+
+    async def _join(self, join: _Join) -> None:
+        request, subscription = join.request, join.subscription
+        try:
+            found = await self._authorize_and_find(join)
+        except Exception as error:
+            self._abandon(subscription)
+            self._fail(error, request.ref, request.channel)
+        except asyncio.CancelledError as error:
+            self._abandon(subscription)
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            # Not we are cancelled: what the application awaited was.
+            self._fail(error, request.ref, request.channel)
+        else:
+            self._admit(request, subscription, found)
+        for later in self._later.pop(request.channel, ()):
+            if isinstance(later, Subscribe):
+                self.subscribe(later)
+            else:
+                self.unsubscribe(later)
+
+    async def _authorize_and_find(self, join: _Join) -> Join:
+        node, retention, resume = self._run.node, join.channel.retention, _resume(join.request)
+        if not join.channel.asks:
+            return await node.join(join.subscription, retention, resume)
+        seconds = self._run.settings.command_timeout
+        try:
+            async with asyncio.timeout(seconds) as deadline:
+                await join.channel.authorize(self._session, join.params)
+                return await node.join(join.subscription, retention, resume)
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise Timeout(f"expected an answer within {seconds:g} s, got none") from error
+
+    def _admit(self, request: Subscribe, subscription: Subscription, found: Join) -> None:
+        position = found.position
+        message = Subscribed(
+            channel=request.channel,
+            ref=present(request.ref),
+            epoch=UNSET if position is None else position.epoch,
+            offset=UNSET if position is None else position.offset,
+            recovered=UNSET if found.recovered is None else found.recovered,
+        )
+        self._session.tell(message)
+        self._run.node.admit(subscription, found)
+
+    def _abandon(self, subscription: Subscription) -> None:
+        self._session.subscriptions.pop(subscription.channel, None)
+        self._run.node.leave(subscription)
+
+    def _fail(self, error: BaseException, ref: Ref, channel: str | None = None) -> None:
+        refuse(self._session, self._run.metrics, error, ref, channel)
+
+
+async def _finish(rest: Suspended) -> None:
+    await rest
+
+
+def _resume(request: Subscribe) -> Resume | None:
+    return None if request.offset is None else Resume(request.epoch, request.offset)
