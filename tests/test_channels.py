@@ -149,7 +149,7 @@ class TestSignature:
     def test_a_parameter_that_is_missing_is_refused(self):
         async def may(session: Session): ...
 
-        self.refused(may, r"expected .*may to take the pattern's n, name, got none")
+        self.refused(may, r"expected .*may to take n, name, got none")
 
     def test_what_cannot_be_given_by_name_is_refused(self):
         async def may(n, name, /): ...
