@@ -13,7 +13,7 @@ from msgspec import UNSET
 from asgi_ws.answers import Ref, present, refuse
 from asgi_ws.channels import Channel
 from asgi_ws.codecs import brief
-from asgi_ws.eager import Suspended, begin
+from asgi_ws.eager import Rest, begin
 from asgi_ws.errors import AlreadySubscribed, BadRequest, LimitExceeded, NotFound, RequestError, Timeout
 from asgi_ws.messages import MAX_REQUESTS, Subscribe, Subscribed, Unsubscribe, Unsubscribed
 from asgi_ws.node import Join, Resume
@@ -198,7 +198,7 @@ class Joins:
         refuse(self._session, self._run.metrics, error, ref, channel)
 
 
-async def _finish(rest: Suspended) -> None:
+async def _finish(rest: Rest) -> None:
     await rest
 
 

@@ -6,6 +6,7 @@ session says what, and never waits for either.
 
 import logging
 import time
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any, Protocol
 
@@ -80,8 +81,9 @@ class Session:
     """
 
     __slots__ = (
-        "_metrics", "_outbox", "_pace", "_settings", "app", "codec", "connected_at", "ending", "heard", "id",
-        "identity", "kind", "link", "phase", "pongs", "progress", "state", "subscriptions", "transport",
+        "_metrics", "_outbox", "_pace", "_settings", "app", "codec", "connected_at", "direct", "ending",
+        "heard", "id", "identity", "kind", "link", "phase", "pongs", "progress", "state", "subscriptions",
+        "transport",
     )  # fmt: skip
 
     def __init__(
@@ -114,6 +116,8 @@ class Session:
         self._pace = pace
         self._metrics = metrics
         self.link: Link
+        # Set by a link that can write frames as they are, as long as nothing waits before them.
+        self.direct: Callable[[bytes], object] | None = None
 
     def __repr__(self) -> str:
         return f"<Session {self.id} {self.phase.name} {len(self.subscriptions)} channels {self._outbox!r}>"
@@ -170,7 +174,7 @@ class Session:
         """Take a batch and write it, or be too slow for it."""
         if self.phase is not State.OPEN:
             return
-        if not self._outbox and self.link.write(batch):
+        if self._write(batch):
             self._metrics.events_delivered += batch.events
             self._metrics.bytes_sent += batch.size
         else:
@@ -266,6 +270,12 @@ class Session:
         self._metrics.disconnects[ending.code] += 1
         return ending
 
+    def _write(self, batch: Batch) -> bool:
+        if self.direct is None:
+            return not self._outbox and self.link.write(batch)
+        self.direct(batch.frames)
+        return True
+
     def _single(self, payload: bytes) -> Batch:
         return Batch(self.codec, (payload,))
 
@@ -280,6 +290,7 @@ class Session:
         self.end(endings.TOO_SLOW)
 
     def _wait(self) -> None:
+        self.direct = None
         self.progress = time.monotonic()
         self._pace.behind(self)
 
@@ -294,4 +305,6 @@ class Session:
         if phase is None:
             return False
         self.phase = phase
+        if phase is not State.OPEN:
+            self.direct = None
         return True

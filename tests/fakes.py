@@ -236,6 +236,7 @@ class FakeSubscriber:
     def __init__(self, codec: Any = JSON) -> None:
         self.id = f"s{next(_ids)}"
         self.codec = codec
+        self.direct: Any = None
         self.writes = 0
         self.batches: list[Any] = []
         self._collected: list[Any] = []

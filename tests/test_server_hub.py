@@ -28,7 +28,7 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
-from asgi_ws import Hub, Session
+from asgi_ws import Hub, Session, endings
 from asgi_ws.codecs import JSON
 from asgi_ws.outbox import Batch
 from asgi_ws.server import WebSocketProtocol
@@ -936,6 +936,76 @@ class TestOddSends:
             assert code == 1006
             assert [message["data"] for message in messages] == [0, 1, 2]
             await eventually(lambda: session not in odd.sessions)
+
+    @pytest.mark.parametrize("end", ["abort", "close", "disconnect"])
+    @pytest.mark.parametrize("kind", ["plain", "asyncio", "anyio", "swallowing"])
+    async def test_one_that_was_just_begun_when_the_session_ends_is_ended_with_it(self, odd, end, kind):
+        """In the very turn of the loop in which its first step was taken, its clean-up runs, in its task."""
+        begun: list[Any] = []
+        ended: list[Any] = []
+
+        async def stuck(send, message):
+            if '"data":3' not in (message.get("text") or ""):
+                await send(message)
+                return
+            begun.append(asyncio.current_task())
+            try:
+                if kind == "plain":
+                    await asyncio.Event().wait()
+                elif kind == "asyncio":
+                    async with asyncio.timeout(60):
+                        await asyncio.Event().wait()
+                elif kind == "anyio":
+                    with anyio.CancelScope(), anyio.fail_after(60):
+                        await anyio.Event().wait()
+                else:
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.Event().wait()
+            finally:
+                ended.append(asyncio.current_task())
+
+        async with odd.client(stuck) as (ws, room, session):
+            await odd.one_by_one(room, *range(3))
+            assert await heard(ws, 3) == [0, 1, 2]
+
+            async def publish_and_end() -> None:
+                loop = asyncio.get_running_loop()
+                await odd.hub.publish(room, "tick", 3)
+                if end == "close":
+                    loop.call_soon(session.end, endings.DISCONNECTED)
+                # To abort its link is what a lost connection comes to.
+                loop.call_soon(session.link.abort if end == "disconnect" else session.abort)
+
+            await odd.run_async(publish_and_end())
+            await eventually(lambda: session not in odd.sessions)
+            await eventually(lambda: ended)
+        assert begun == ended
+        assert None not in begun
+
+    async def test_a_socket_that_takes_the_message_costs_no_switch_of_tasks(self, odd):
+        """What is published from no task has been handed to the server when its flush returns."""
+        sent: list[Any] = []
+
+        async def noting(send, message):
+            await send(message)
+            sent.append((message.get("text"), asyncio.current_task()))
+
+        async with odd.client(noting) as (ws, room, _):
+
+            async def publish() -> int:
+                loop = asyncio.get_running_loop()
+                done = loop.create_future()
+
+                def flushed() -> None:
+                    done.set_result(len([text for text, _ in sent if text and '"data":7' in text]))
+
+                await odd.hub.publish(room, "tick", 7)  # the flush is the next thing that the loop does
+                loop.call_soon(flushed)
+                return await done
+
+            assert await odd.run_async(publish()) == 1
+            assert await heard(ws, 1) == [7]
+            assert all(task is not None for _, task in sent)
 
     @pytest.mark.parametrize("name", GENERIC)
     @pytest.mark.parametrize("kind", ["plain", "asyncio", "anyio"])

@@ -222,6 +222,9 @@ class Echo:
         assert isinstance(data, bytes)
         self.connection.write(header(0x80 | opcode, len(data)) + data)
 
+    def held(self) -> None:
+        pass
+
     def resumed(self) -> None:
         pass
 

@@ -37,7 +37,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_closing", "_connections", "_keepalive", "_message", "_owner", "_release", "_text", "_timer",
-        "_transport", "_websocket", "paused", "slot",
+        "_transport", "_websocket", "paused", "slot", "write",
     )  # fmt: skip
 
     def __init__(
@@ -51,6 +51,7 @@ class Connection(asyncio.Protocol):
         self.paused = False
         self.slot: set[Pinged] | None = None
         self._transport = transport
+        self.write = transport.write
         self._websocket = websocket
         self._connections = connections
         self._release: Callable[[Connection], Iterable[Mapping[str, Any]]] | None = release
@@ -82,9 +83,6 @@ class Connection(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._finish)
         elif self._keepalive is not None and not self._closing:
             self._keepalive.add(self)
-
-    def write(self, frames: bytes) -> None:
-        self._transport.write(frames)
 
     def close(self, code: int, reason: str) -> None:
         if self._websocket.state is not OPEN or self._transport.is_closing():
@@ -149,6 +147,8 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.paused = True
+        if self._owner is not None:
+            self._owner.held()
 
     def resume_writing(self) -> None:
         self.paused = False

@@ -10,6 +10,7 @@ from typing import Protocol
 from asgi_ws import endings
 from asgi_ws.codecs import Payload
 from asgi_ws.outbox import Batch
+from asgi_ws.session import State
 from asgi_ws.transports.conversation import Conversation
 
 EXTENSION = "asgi_ws"
@@ -23,6 +24,9 @@ class Owner(Protocol):
 
     def received(self, payload: Payload) -> None:
         """Take a whole message from the client."""
+
+    def held(self) -> None:
+        """Learn that the transport takes no more bytes for now."""
 
     def resumed(self) -> None:
         """Learn that the transport takes bytes again."""
@@ -64,16 +68,14 @@ class DirectLink:
 
     def begin(self) -> None:
         """Adopt the connection and welcome the client."""
+        self._conversation.session.direct = self._connection.write
         self._conversation.begin(self, pong=False)
         self._connection.adopt(self)
 
     # For the session.
 
-    def write(self, batch: Batch) -> bool:
-        if self._connection.paused or self._closing:
-            return False
-        self._connection.write(batch.frames)
-        return True
+    def write(self, _: Batch) -> bool:
+        return False  # `session.direct` writes, unless something stands in the way
 
     def wake(self) -> None:
         session = self._conversation.session
@@ -81,7 +83,11 @@ class DirectLink:
             self._connection.write(b"".join([batch.frames for batch in share]))
             for batch in share:
                 session.written(batch, len(batch))
-        if session.ending is not None and session.next is None and not self._closing:
+        if session.next is not None:
+            return
+        if session.phase is State.OPEN:
+            session.direct = None if self._connection.paused else self._connection.write
+        elif session.ending is not None and not self._closing:
             self._closing = True
             self._connection.close(session.ending.code, session.ending.reason)
 
@@ -92,6 +98,9 @@ class DirectLink:
 
     def received(self, payload: Payload) -> None:
         self._conversation.receive(payload)
+
+    def held(self) -> None:
+        self._conversation.session.direct = None
 
     def resumed(self) -> None:
         self.wake()
