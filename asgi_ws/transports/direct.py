@@ -59,17 +59,19 @@ class Connection(Protocol):
 class DirectLink:
     """The transport's end of a session: writes at once, unless the transport is paused."""
 
-    __slots__ = ("_closing", "_connection", "_conversation")
+    __slots__ = ("_closing", "_connection", "_conversation", "_waiting")
 
     def __init__(self, conversation: Conversation, connection: Connection) -> None:
         self._conversation = conversation
         self._connection = connection
         self._closing = False
+        self._waiting = True
 
     def begin(self) -> None:
-        """Adopt the connection and welcome the client."""
-        self._conversation.session.direct = self._connection.write
+        """Welcome the client, in one write with all that it hears first, and adopt the connection."""
         self._conversation.begin(self, pong=False)
+        self._waiting = False
+        self.wake()
         self._connection.adopt(self)
 
     # For the session.
@@ -78,6 +80,8 @@ class DirectLink:
         return False  # `session.direct` writes, unless something stands in the way
 
     def wake(self) -> None:
+        if self._waiting:
+            return
         session = self._conversation.session
         while not self._connection.paused and (share := session.share(WRITE_BYTES)):
             self._connection.write(b"".join([batch.frames for batch in share]))

@@ -113,6 +113,8 @@ async def _identify(
     connection: HTTPConnection, authenticate: Authenticate | None, seconds: float
 ) -> Identity | None:
     try:
+        if authenticate is None:
+            return await identify(connection, None)  # nothing in it waits
         async with asyncio.timeout(seconds):
             return await identify(connection, authenticate)
     except TimeoutError as error:
