@@ -3,7 +3,7 @@
 import types
 import typing
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol, Self, overload
+from typing import Any, Protocol, Self, get_args, overload
 
 import msgspec
 
@@ -11,7 +11,7 @@ from asgi_ws.codecs import dump_model
 from asgi_ws.errors import NotRunning, SettingsError, Undeclared
 from asgi_ws.handlers import Handler
 from asgi_ws.patterns import Pattern, check_event
-from asgi_ws.publication import Position, Retention
+from asgi_ws.publication import Position, Retention, Slow
 from asgi_ws.session import Session
 from asgi_ws.settings import Settings
 
@@ -45,6 +45,10 @@ class Channel:
         history: How many publications are kept; 0 turns history and positions off; `None`: the setting.
         history_ttl: For how many seconds; `None`: the setting.
         events: The events it has, with the types of their data or without; `None`: any.
+        slow: What is done with a client that is too slow for it: `resync` feeds it from history as it
+            reads (without history: as `disconnect`), `disconnect` ends the session (4102), `drop_oldest` and
+            `drop_newest` say how much as a `gap`, `latest` keeps only the newest of each event's name;
+            `None`: the setting.
         place: Where it was declared, as in `app.py:12`.
         own: The hub has it by itself; a session only if it is the session's.
     """
@@ -57,6 +61,7 @@ class Channel:
         history: int | None = None,
         history_ttl: float | None = None,
         events: Events | None = None,
+        slow: Slow | None = None,
         place: str = "?",
         own: bool = False,
     ) -> None:
@@ -67,6 +72,8 @@ class Channel:
         self.own = own
         self.publisher: Publisher | None = None
         self.retention = Retention(0, 0.0)
+        self.slow: Slow = "disconnect"
+        self._slow = _check_slow(slow)
         self._history = history
         self._history_ttl = history_ttl
         self._right: Handler | None = None
@@ -108,6 +115,7 @@ class Channel:
         size = settings.history if self._history is None else self._history
         ttl = settings.history_ttl if self._history_ttl is None else self._history_ttl
         self.retention = Retention(size, ttl)
+        self.slow = self._slow or settings.slow
 
     def check_start(self, features: Collection[str]) -> None:
         """Refuse a declaration that nobody could subscribe to, or that the broadcaster cannot keep.
@@ -186,6 +194,12 @@ class BoundChannel:
                 "(hub.include_router), got one that is in none"
             )
         return self._channel.publisher
+
+
+def _check_slow(slow: Slow | None) -> Slow | None:
+    if slow is not None and slow not in get_args(Slow):
+        raise ValueError(f"expected slow to be {', '.join(get_args(Slow))}, got {slow!r}")
+    return slow
 
 
 def _events(events: Events) -> dict[str, Any]:

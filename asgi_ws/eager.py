@@ -67,3 +67,8 @@ def begin(awaitable: Awaitable[None]) -> Rest | None:
     except (Exception, CancelledError) as error:
         return Failed(error)
     return Suspended(steps, waits_for)
+
+
+async def finish(rest: Rest) -> None:
+    """Take the other steps, in a task."""
+    await rest

@@ -13,7 +13,7 @@ from msgspec import UNSET
 from asgi_ws.answers import Ref, present, refuse
 from asgi_ws.channels import Channel
 from asgi_ws.codecs import brief
-from asgi_ws.eager import Rest, begin
+from asgi_ws.eager import begin, finish
 from asgi_ws.errors import AlreadySubscribed, BadRequest, LimitExceeded, NotFound, RequestError, Timeout
 from asgi_ws.messages import MAX_REQUESTS, Subscribe, Subscribed, Unsubscribe, Unsubscribed
 from asgi_ws.node import Join, Resume
@@ -117,7 +117,7 @@ class Joins:
         found = self._run.router.find(channel)
         if found is None or (found[0].own and channel not in self._own):
             raise NotFound(f"expected a channel of this server, got {channel!r}")
-        return _Join(request, *found, Subscription(self._session, channel))
+        return _Join(request, *found, Subscription(self._session, channel, found[0].slow))
 
     @property
     def _own(self) -> tuple[str, ...]:
@@ -132,7 +132,7 @@ class Joins:
             if waiting.channel.asks or not self._run.node.broadcaster.embedded:
                 self._spawn(join)
             elif (rest := begin(join)) is not None:
-                self._spawn(_finish(rest))
+                self._spawn(finish(rest))
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -196,10 +196,6 @@ class Joins:
 
     def _fail(self, error: BaseException, ref: Ref, channel: str | None = None) -> None:
         refuse(self._session, self._run.metrics, error, ref, channel)
-
-
-async def _finish(rest: Rest) -> None:
-    await rest
 
 
 def _resume(request: Subscribe) -> Resume | None:

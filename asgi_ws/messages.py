@@ -116,6 +116,7 @@ class Gap(Struct, tag="gap", tag_field="type"):
     epoch: str | UnsetType = UNSET
     offset: int | UnsetType = UNSET
     dropped: int | UnsetType = UNSET
+    data: Raw | Any = UNSET
 
 
 class Error(Struct, tag="error", tag_field="type"):

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import secrets
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from asgi_ws.broadcasters import Broadcaster
@@ -15,6 +16,10 @@ from asgi_ws.topic import Subscription, Topic
 
 logger = logging.getLogger("asgi_ws")
 
+# What is read from history at once, and waits in an outbox beside others: publications, and bytes of them.
+STRETCH = 128
+STRETCH_BYTES = 128 * 1024
+
 
 class Resume(NamedTuple):
     """Where a client left off; without an epoch it asks for everything that is kept."""
@@ -26,12 +31,20 @@ class Resume(NamedTuple):
 class Join(NamedTuple):
     """What a subscription begins with: the position after which its events follow, and those missed.
 
-    `recovered` is `None` where nothing was resumed.
+    `recovered` is `None` where nothing was resumed; with `more`, history has more after those missed.
     """
 
     position: Position | None
     missed: list[Publication]
     recovered: bool | None
+    more: bool = False
+
+
+class Stretch(NamedTuple):
+    """A part of a channel's history, in order; whether there may be `more` after it."""
+
+    publications: list[Publication]
+    more: bool
 
 
 class Node:
@@ -89,7 +102,8 @@ class Node:
 
     def admit(self, subscription: Subscription, join: Join) -> None:
         """Finish a join: the subscription is live, beginning with what it missed."""
-        self.fanout.topic(subscription.channel).admit(subscription, join.position, join.missed)
+        topic = self.fanout.topic(subscription.channel)
+        topic.admit(subscription, join.position, join.missed, more=join.more)
 
     def leave(self, subscription: Subscription) -> None:
         """Take a subscription out, live or not; its channel is let go of with the last one. Idempotent."""
@@ -109,6 +123,11 @@ class Node:
     async def settle(self) -> None:
         """Wait until every channel that nobody listens to any more is let go of."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def stretch(self, channel: str, after: Position, retention: Retention) -> Stretch | None:
+        """Read on in a channel's history; `None` where something after the position is lost."""
+        found = await self.broadcaster.history(channel, after, retention, STRETCH)
+        return _within(found.publications) if found.complete else None
 
     # A lock per channel: a last unsubscribe on its way must not silence a first subscribe behind it.
 
@@ -148,14 +167,26 @@ class Node:
         if resume.epoch is None:
             return await self._everything(channel, retention)
         after = Position(resume.epoch, resume.offset)
-        found = await self.broadcaster.history(channel, after, retention, None)
-        if not found.complete:
+        found = await self.stretch(channel, after, retention)
+        if found is None:
             return Join(await self.broadcaster.position(channel), [], recovered=False)
-        return Join(after, list(found.publications), recovered=True)
+        return Join(after, found.publications, recovered=True, more=found.more)
 
     async def _everything(self, channel: str, retention: Retention) -> Join:
-        found = await self.broadcaster.history(channel, None, retention, None)
+        found = await self.broadcaster.history(channel, None, retention, STRETCH)
         if not found.publications:
             return Join(found.position, [], None)
-        first = found.publications[0]
-        return Join(Position(first.epoch, first.previous), list(found.publications), None)
+        first, stretch = found.publications[0], _within(found.publications)
+        return Join(Position(first.epoch, first.previous), stretch.publications, None, stretch.more)
+
+
+def _within(publications: Sequence[Publication]) -> Stretch:
+    """Return as many publications as may be taken at once: one at least."""
+    taken: list[Publication] = []
+    size = 0
+    for publication in publications:
+        if size >= STRETCH_BYTES:
+            break
+        taken.append(publication)
+        size += publication.size
+    return Stretch(taken, len(taken) < len(publications) or len(taken) >= STRETCH)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from asgi_ws.codecs import Codec, Payload
 from asgi_ws.frames import BINARY, TEXT, header
+from asgi_ws.publication import Position
 
 # A quarter is kept for replies and control, so that a session full of events can still be told so.
 _RESERVED = 4
@@ -20,14 +21,35 @@ class Batch:
         codec: The codec they are in.
         payloads: The messages, in order; text as UTF-8.
         events: How many of them are a channel's events: all or none.
+        channel: Whose they are.
+        position: That of the last of them, where the channel has positions.
+        dropped: Of a `gap`: for how many events it stands.
+        alone: It never waits behind another: newer ones will come, and stand for it.
     """
 
-    __slots__ = ("_frames", "_messages", "codec", "events", "payloads", "size")
+    __slots__ = (
+        "_frames", "_messages", "alone", "channel", "codec", "dropped", "events", "payloads", "position",
+        "size",
+    )  # fmt: skip
 
-    def __init__(self, codec: Codec, payloads: Sequence[bytes], events: int = 0) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        payloads: Sequence[bytes],
+        events: int = 0,
+        *,
+        channel: str | None = None,
+        position: Position | None = None,
+        dropped: int = 0,
+        alone: bool = False,
+    ) -> None:
         self.codec = codec
         self.payloads = payloads
         self.events = events
+        self.channel = channel
+        self.position = position
+        self.dropped = dropped
+        self.alone = alone
         self.size = sum(map(len, payloads))
         self._messages: Sequence[Payload] | None = None
         self._frames: bytes | None = None
@@ -90,7 +112,7 @@ class Outbox:
 
         An empty outbox takes any batch: what is published in one turn must not depend on the bounds.
         """
-        if self._batches and not self._fits(batch):
+        if not self.fits(batch):
             return False
         self.force(batch)
         return True
@@ -98,6 +120,28 @@ class Outbox:
     def force(self, batch: Batch) -> None:
         """Take a batch whatever the bounds."""
         self._batches.append(batch)
+        self._messages += len(batch)
+        self._size += batch.size
+
+    def drop_oldest(self, batch: Batch) -> list[Batch]:
+        """Drop what waits longest of a batch's channel until the batch fits, and return it.
+
+        The first batch stays: it may be half written.
+        """
+        dropped: list[Batch] = []
+        for old in self._batches[1:]:
+            if self.fits(batch):
+                break
+            if old.channel == batch.channel:
+                self._remove(self._batches.index(old))
+                dropped.append(old)
+        return dropped
+
+    def put_before_channel(self, batch: Batch) -> None:
+        """Take a batch, whatever the bounds, before all but the first of its channel's."""
+        channels = [other.channel for other in self._batches]
+        place = channels.index(batch.channel, 1) if batch.channel in channels[1:] else len(channels)
+        self._batches.insert(place, batch)
         self._messages += len(batch)
         self._size += batch.size
 
@@ -119,9 +163,7 @@ class Outbox:
         """Drop the first batch, or return that `clear` has dropped it already: `False`."""
         if not self._batches or self._batches[0] is not batch:
             return False
-        del self._batches[0]
-        self._messages -= len(batch)
-        self._size -= batch.size
+        self._remove(0)
         return True
 
     def clear(self) -> int:
@@ -131,7 +173,17 @@ class Outbox:
         self._messages = self._size = 0
         return dropped
 
-    def _fits(self, batch: Batch) -> bool:
+    def _remove(self, place: int) -> None:
+        batch = self._batches.pop(place)
+        self._messages -= len(batch)
+        self._size -= batch.size
+
+    def fits(self, batch: Batch) -> bool:
+        """Whether `put` would take a batch."""
+        if not self._batches:
+            return True
+        if batch.alone:
+            return False
         messages = self._messages + len(batch)
         size = self._size + batch.size
         if batch.events:

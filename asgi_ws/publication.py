@@ -2,11 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import msgspec
 
 RECORD_VERSION = 1
+
+Slow = Literal["resync", "disconnect", "drop_oldest", "drop_newest", "latest"]
+"""What is done where a client is too slow for a channel's events."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from asgi_ws.channels import Channel, Events
 from asgi_ws.patterns import PatternMap
+from asgi_ws.publication import Slow
 
 BROADCAST = "broadcast"
 USER_PREFIX = "user:"
@@ -29,6 +30,7 @@ class Router:
         history: int | None = None,
         history_ttl: float | None = None,
         events: Events | None = None,
+        slow: Slow | None = None,
     ) -> Channel:
         """Declare a channel, or all channels of a pattern; see `Channel`.
 
@@ -42,6 +44,7 @@ class Router:
             history=history,
             history_ttl=history_ttl,
             events=events,
+            slow=slow,
             place=_place(),
         )
         _refuse_own(channel)

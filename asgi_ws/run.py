@@ -8,6 +8,7 @@ from typing import Any
 
 from asgi_ws import endings
 from asgi_ws.broadcasters import Broadcaster
+from asgi_ws.catchup import CatchUp
 from asgi_ws.errors import RequestError
 from asgi_ws.heartbeat import Heartbeat
 from asgi_ws.metrics import Metrics
@@ -30,6 +31,7 @@ class Run:
         self.metrics = Metrics()
         self.node = Node(broadcaster, self.metrics)
         self.heartbeat = Heartbeat(settings.heartbeat, settings.send_timeout, self.node.pace, self.metrics)
+        self.catch_up = CatchUp(self.node, router)
         self.sessions: dict[str, Session] = {}
         self._started = time.monotonic()
         self._empty = asyncio.Event()
@@ -65,6 +67,7 @@ class Run:
         """Let go of a session whose connection is gone."""
         del self.sessions[session.id]
         self.heartbeat.remove(session)
+        self.catch_up.forget(session)
         for subscription in session.subscriptions.values():
             self.node.leave(subscription)
         if not self.sessions:

@@ -6,7 +6,7 @@ session says what, and never waits for either.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from asgi_ws.outbox import Batch, Outbox, Pace
 from asgi_ws.patterns import check_event
 from asgi_ws.publication import Publication
 from asgi_ws.settings import Settings
-from asgi_ws.topic import Subscription
+from asgi_ws.topic import Subscription, gap
 
 logger = logging.getLogger("asgi_ws")
 
@@ -67,6 +67,13 @@ class Link(Protocol):
         """Drop the connection without waiting for anything."""
 
 
+class CatchUp(Protocol):
+    """Who brings back a session that lags behind."""
+
+    def drained(self, session: "Session", /) -> None:
+        """Learn that all it had is written."""
+
+
 class Session:
     """A connected client, as the application sees it.
 
@@ -81,9 +88,9 @@ class Session:
     """
 
     __slots__ = (
-        "_metrics", "_outbox", "_pace", "_settings", "app", "codec", "connected_at", "direct", "ending",
-        "heard", "id", "identity", "kind", "link", "phase", "pongs", "progress", "state", "subscriptions",
-        "transport",
+        "_catch_up", "_metrics", "_outbox", "_pace", "_settings", "_slow", "app", "codec", "connected_at",
+        "direct", "ending", "heard", "id", "identity", "kind", "lagging", "link", "phase", "pongs",
+        "progress", "state", "subscriptions", "transport",
     )  # fmt: skip
 
     def __init__(
@@ -97,6 +104,7 @@ class Session:
         settings: Settings,
         pace: Pace,
         metrics: Metrics,
+        catch_up: "CatchUp",
     ) -> None:
         self.id = id
         self.kind = "stream"
@@ -115,6 +123,9 @@ class Session:
         self._outbox = Outbox(settings.outbox_messages, settings.outbox_bytes)
         self._pace = pace
         self._metrics = metrics
+        self._catch_up = catch_up
+        self._slow = False
+        self.lagging: list[Subscription] | None = None
         self.link: Link
         # Set by a link that can write frames as they are, as long as nothing waits before them.
         self.direct: Callable[[bytes], object] | None = None
@@ -170,40 +181,79 @@ class Session:
         )
         self.tell(message)
 
-    def deliver(self, batch: Batch) -> None:
-        """Take a batch and write it, or be too slow for it."""
+    def deliver(self, batch: Batch) -> bool:
+        """Take a batch and write it if that can be done now; return whether it fits."""
         if self.phase is not State.OPEN:
-            return
+            return True  # there is nobody to be slow
         if self._write(batch):
             self._metrics.events_delivered += batch.events
             self._metrics.bytes_sent += batch.size
-        else:
-            self.collect(batch)
-            self.link.wake()
+            return True
+        taken = self.collect(batch)
+        self.link.wake()
+        return taken
 
-    def collect(self, batch: Batch) -> None:
+    def collect(self, batch: Batch) -> bool:
         """Take a batch, more of which follow: `wake` will be called."""
         if self.phase is not State.OPEN:
-            return
+            return True
         if not self._outbox:
             self._wait()
-        if not self._outbox.put(batch):
-            self._too_slow(batch)
+        return self._outbox.put(batch)
 
     def wake(self) -> None:
         """Write what was collected."""
         self.link.wake()
 
     def replay(self, batch: Batch) -> None:
-        """Take the events that a subscription begins with: as a whole, unless too much waits already."""
+        """Take events that come from history: as a whole, unless too much waits already."""
         if self._outbox.over:
-            self._too_slow(batch)
+            self.give_up(batch)
         elif self.phase is State.OPEN:
             self._force(batch)
 
     def tell(self, message: Message) -> None:
         """Take a message that is no channel's event."""
-        self.deliver(self._single(self.codec.encode(message)))
+        batch = self._single(self.codec.encode(message))
+        if not self.deliver(batch):
+            self.give_up(batch)
+
+    # Where the client is too slow.
+
+    def slow(self, channel: str, policy: str) -> None:
+        """Count and log an episode, which ends when all is written."""
+        if not self._slow:
+            self._slow = True
+            self._metrics.slow_clients += 1
+            logger.warning("session %s is too slow for channel %r: %s", self.id, channel, policy)
+
+    def squeeze(self, batch: Batch) -> bool:
+        """Take a batch that did not fit in the place of its channel's oldest events, which are a gap."""
+        if self.phase is not State.OPEN:
+            return True
+        dropped = self._outbox.drop_oldest(batch)
+        fits = self._outbox.fits(batch)
+        if dropped:
+            self._metrics.events_dropped += sum(old.events for old in dropped)
+            self._outbox.put_before_channel(self._gap(dropped))
+        if fits:
+            self._outbox.force(batch)  # the gap may have taken its place
+        return fits
+
+    def lag(self, subscription: Subscription) -> None:
+        """Learn that it lags behind in a channel, until all is written and it has caught up."""
+        if self.lagging is None:
+            self.lagging = []
+        self.lagging.append(subscription)
+        if not self._outbox:
+            self._catch_up.drained(self)
+
+    def give_up(self, batch: Batch) -> None:
+        """End: the client is too slow for a batch."""
+        self._count_slow(batch.events)
+        self.end(endings.TOO_SLOW)
+
+    # For the heartbeat.
 
     def beat(self) -> None:
         """Show a sign of life and look for one."""
@@ -260,6 +310,14 @@ class Session:
             metrics.events_dropped -= events
         if not self._outbox:
             self._pace.caught_up(self)
+            self._slow = False
+            if self.lagging:
+                self._catch_up.drained(self)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is open, and all it had is written."""
+        return self.phase is State.OPEN and not self._outbox
 
     def gone(self, code: int) -> Ending:
         """Learn that the connection is no more; return how it ended, `code` being what the client said."""
@@ -285,9 +343,13 @@ class Session:
         self._outbox.force(batch)
         self.link.wake()
 
-    def _too_slow(self, batch: Batch) -> None:
-        self._count_slow(batch.events)
-        self.end(endings.TOO_SLOW)
+    def _gap(self, dropped: Sequence[Batch]) -> Batch:
+        """Return the `gap` that stands for batches of a channel, among them one that stood for others."""
+        channel, position = dropped[-1].channel, dropped[-1].position
+        assert channel is not None
+        count = sum(old.events + old.dropped for old in dropped)
+        message = self.codec.encode(gap(channel, position, count))
+        return Batch(self.codec, (message,), channel=channel, position=position, dropped=count)
 
     def _wait(self) -> None:
         self.direct = None
@@ -296,7 +358,7 @@ class Session:
 
     def _count_slow(self, events: int) -> None:
         dropped = self._outbox.clear() + events
-        self._metrics.slow_clients += 1
+        self._metrics.slow_clients += not self._slow
         self._metrics.events_dropped += dropped
         logger.warning("session %s is too slow: closed, with %d events not sent", self.id, dropped)
 

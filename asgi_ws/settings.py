@@ -22,7 +22,8 @@ from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Self, get_args
 from msgspec import Struct
 from msgspec.structs import fields
 
-from .errors import SettingsError
+from asgi_ws.errors import SettingsError
+from asgi_ws.publication import Slow
 
 Source = Literal["default", "environment", "keyword", "file"]
 _Environ = Mapping[str, str]
@@ -158,6 +159,7 @@ NAMESPACE = Kind("1 to 64 of A-Z a-z 0-9 _ -", partial(_text, "[A-Za-z0-9_-]{1,6
 PREFIX = Kind("a path such as /ws", lambda value: _text(_PATH, value).rstrip("/"), lambda path: path or "/")
 URL = Kind("a URL such as redis://host:6379", partial(_text, r"[A-Za-z][A-Za-z0-9+.-]*://\S*"), hide=redact)
 ORIGINS = Kind("origins such as https://example.com, https://*.example.com or *", _origins, ",".join)
+SLOW = Kind(" or ".join(get_args(Slow)), partial(_text, "|".join(get_args(Slow))))
 REFUSE = Kind("close or http", partial(_text, "close|http"))
 SECRET = Kind("visible ASCII without a space", partial(_text, "[!-~]+"), hide=lambda text: text and "***")
 
@@ -179,6 +181,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     position_ttl: Annotated[float, DURATION, "from a channel's last publish to a new epoch"] = 86400.0
     outbox_messages: Annotated[int, MESSAGES, "the most that wait for one session"] = 1000
     outbox_bytes: Annotated[int, SIZE, "the most that wait for one session"] = 1 << 20
+    slow: Annotated[Slow, SLOW, "what is done with a client that is too slow for a channel"] = "resync"
     max_message_bytes: Annotated[int, SIZE, "the largest message of a client, else close 1009"] = 64 << 10
     max_event_bytes: Annotated[int, SIZE, "the largest event, encoded; a larger one raises"] = 256 << 10
     max_subscriptions: Annotated[int, CHANNELS, "the most that one session has"] = 128

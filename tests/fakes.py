@@ -237,6 +237,9 @@ class FakeSubscriber:
         self.id = f"s{next(_ids)}"
         self.codec = codec
         self.direct: Any = None
+        self.room: int | None = None  # for how many messages, where it is bounded
+        self.lagging: list[Any] = []
+        self.given_up = False
         self.writes = 0
         self.batches: list[Any] = []
         self._collected: list[Any] = []
@@ -246,13 +249,19 @@ class FakeSubscriber:
     def messages(self) -> list[dict[str, Any]]:
         return [self._read(payload) for payload in self._payloads]
 
-    def deliver(self, batch: Any) -> None:
-        self.collect(batch)
+    def deliver(self, batch: Any) -> bool:
+        taken = self.collect(batch)
         self.wake()
+        return taken
 
-    def collect(self, batch: Any) -> None:
+    def collect(self, batch: Any) -> bool:
+        if self.room is not None and self.room < len(batch.payloads):
+            return False
         self.batches.append(batch)
         self._collected += batch.payloads
+        if self.room is not None:
+            self.room -= len(batch.payloads)
+        return True
 
     def wake(self) -> None:
         self.writes += 1
@@ -264,6 +273,18 @@ class FakeSubscriber:
 
     def tell(self, message: Any) -> None:
         (self._collected or self._payloads).append(self.codec.encode(message))  # in its place
+
+    def squeeze(self, batch: Any) -> bool:
+        return False
+
+    def slow(self, channel: str, policy: str) -> None:
+        pass
+
+    def lag(self, subscription: Any) -> None:
+        self.lagging.append(subscription)
+
+    def give_up(self, batch: Any) -> None:
+        self.given_up = True
 
     def heard(self, field: str = "data") -> list[Any]:
         """One field of every event, in order."""

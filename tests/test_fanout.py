@@ -508,7 +508,7 @@ class TestTrouble:
         gap = {"type": "gap", "channel": "room"}
         assert subscriber.messages == [gap | {"epoch": "e", "offset": 7} if offset else gap]
 
-    async def test_who_is_excluded_from_another_loses_only_that(self, fanout):
+    async def test_who_is_excluded_hears_the_others_and_is_told_of_what_cannot_be_read(self, fanout):
         subscriber = listen(fanout)
         fanout.deliver(publication(data=1, exclude=subscriber.id))
         fanout.deliver(publication(data=2))
@@ -517,7 +517,10 @@ class TestTrouble:
         begun = FakeSubscriber()
         missed = [publication(data=1, exclude=begun.id), self.poison("room"), publication(data=3)]
         admit(fanout, join(fanout, begun), missed=missed)
-        assert [m["type"] for m in begun.messages] == ["gap", "event"]
+        assert [m["type"] for m in begun.messages] == ["gap"]
+        fanout.deliver(publication(data=4))
+        await turns(3)
+        assert begun.heard() == [4]
 
     async def test_two_in_a_row_silence_no_other_channel(self, fanout, monkeypatch):
         monkeypatch.setattr(room, "SLICE", 0.0)

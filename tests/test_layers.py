@@ -27,6 +27,7 @@ FLOORS = (
     "channels",
     # what is declared, what runs
     "router",
+    "catchup",
     "run",
     "lifecycle joins",
     "requests",

@@ -439,7 +439,7 @@ class TestSlow:
         "bounds", [{"outbox_messages": 20}, {"outbox_bytes": 200_000}], ids=["messages", "bytes"]
     )
     async def test_past_its_bounds_it_is_closed(self, bounds):
-        with self.site(**bounds) as site, site.raw(buffer=4096) as raw:
+        with self.site(slow="disconnect", **bounds) as site, site.raw(buffer=4096) as raw:
             count = await self.stuff(site)
             for n in range(40):
                 await site.publish("one", {"n": count + n, "pad": PAD})
@@ -502,10 +502,11 @@ class TestSlow:
                 await eventually(lambda: not site.served.server.server_state.connections)
         assert time.monotonic() - began < 10
 
-    async def test_a_hundred_that_never_read_among_three_hundred_that_do(self):
+    @pytest.mark.parametrize("slow", ["resync", "disconnect"])
+    async def test_a_hundred_that_never_read_among_three_hundred_that_do(self, slow):
         """The others hear everything, and memory is bounded: by the outboxes, whose messages are shared."""
         events, pad = 100, "x" * 20_000
-        with self.site(outbox_bytes=300_000) as site, contextlib.ExitStack() as stack:
+        with self.site(outbox_bytes=300_000, slow=slow) as site, contextlib.ExitStack() as stack:
             for _ in range(100):
                 stack.enter_context(site.raw(buffer=2048))
             stuck = site.sessions
@@ -518,7 +519,9 @@ class TestSlow:
                 peak = max(peak, process.memory_info().rss)
             await eventually(lambda: readers.finished, "the readers")
             assert readers.heard == [list(range(events))] * 300
-            assert all(session.ending is not None for session in stuck)
+            assert all(
+                session.ending is not None if slow == "disconnect" else session.lagging for session in stuck
+            )
             assert site.stats["slow_clients"] == 100
             # A hundred times two megabytes were published to them; and the readers are in this process, too.
             assert peak - before < 100 << 20
@@ -1122,7 +1125,10 @@ class TestHalfSent:
             client.pause()
             await hub.publish("one", "tick", 1)
             asyncio.get_running_loop().call_soon(
-                lambda: [session.deliver(Batch(JSON, [b'{"type":"event","n":%d}' % n], 1)) for n in range(40)]
+                lambda: [
+                    session.deliver(batch) or session.give_up(batch)
+                    for batch in (Batch(JSON, [b'{"type":"event","n":%d}' % n], 1) for n in range(40))
+                ]
             )
             await turns()
             assert session.ending is not None

@@ -39,6 +39,7 @@ DEFAULTS = {
     "position_ttl": 24 * 3600.0,
     "outbox_messages": 1000,
     "outbox_bytes": 1024**2,
+    "slow": "resync",
     "max_message_bytes": 64 * 1024,
     "max_event_bytes": 256 * 1024,
     "max_subscriptions": 128,

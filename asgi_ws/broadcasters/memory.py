@@ -10,7 +10,6 @@ import itertools
 import secrets
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
 from urllib.parse import parse_qs, urlsplit
 
 from asgi_ws.broadcasters import Broadcaster, History, Receiver
@@ -129,12 +128,11 @@ class MemoryBroadcaster(Broadcaster):
         self._expire(log, retention)
         if after is not None and not (after.epoch == log.epoch and log.floor <= after.offset <= log.offset):
             return History(log.position, (), complete=False)
-        begin = log.floor if after is None else after.offset
-        found = _after(log.kept, begin)
-        if limit is None or len(found) <= limit:
-            return History(log.position, found, complete=True)
-        last = found[limit - 1].offset if limit else begin
-        return History(Position(log.epoch, last), found[:limit], complete=True)
+        begin = 0 if after is None else after.offset - log.floor  # its offsets have no holes
+        end = len(log.kept) if limit is None else min(begin + limit, len(log.kept))
+        found = list(itertools.islice(log.kept, begin, end))
+        top = log.position if end == len(log.kept) else Position(log.epoch, log.floor + end)
+        return History(top, found, complete=True)
 
     def _publish(self, publication: Publication, retention: Retention) -> Position | None:
         if not retention.size:
@@ -210,17 +208,6 @@ class MemoryBroadcaster(Broadcaster):
         self._oldest: list[tuple[float, int, Log]] = []
         self._keys: OrderedDict[tuple[str, str], tuple[float, Position | None]] = OrderedDict()
         self._size = 0
-
-
-def _after(kept: deque[Publication], offset: int) -> Sequence[Publication]:
-    # What a resuming client missed is at the end, and short: look from there.
-    found: list[Publication] = []
-    for publication in reversed(kept):
-        if publication.offset <= offset:
-            break
-        found.append(publication)
-    found.reverse()
-    return found
 
 
 def _new_epoch() -> str:

@@ -33,6 +33,7 @@ class Conversation:
             settings=run.settings,
             pace=run.node.pace,
             metrics=run.metrics,
+            catch_up=run.catch_up,
         )
         self._run = run
         self._asked = handshake.asked
