@@ -2,6 +2,8 @@
 
 from asyncio import CancelledError
 from collections.abc import Awaitable, Generator
+from contextvars import Context
+from types import CoroutineType
 from typing import Any
 
 
@@ -54,14 +56,15 @@ class Failed:
 Rest = Suspended | Failed
 
 
-def begin(awaitable: Awaitable[None]) -> Rest | None:
+def begin(awaitable: Awaitable[None], context: Context | None = None) -> Rest | None:
     """Take the first step; return what is left to await, `None` if that was all.
 
-    What asks for the current task in this step finds the caller's: enter the one that is to go on.
+    What asks for the current task in this step finds the caller's: enter the one that is to go on, and give
+    its context.
     """
-    steps = awaitable.__await__()
+    steps: Any = awaitable if type(awaitable) is CoroutineType else awaitable.__await__()
     try:
-        waits_for = next(steps)
+        waits_for = steps.send(None) if context is None else context.run(steps.send, None)
     except StopIteration:
         return None
     except (Exception, CancelledError) as error:

@@ -86,18 +86,18 @@ class Outbox:
         max_messages, max_bytes: The bounds; events have three quarters of each.
     """
 
-    __slots__ = ("_batches", "_max_bytes", "_max_messages", "_messages", "_size")
+    __slots__ = ("_max_bytes", "_max_messages", "_messages", "_size", "batches")
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
         # A list, though it is a queue: it is short, and empty it takes a tenth of a deque's memory.
-        self._batches: list[Batch] = []
+        self.batches: list[Batch] = []
         self._messages = 0
         self._size = 0
         self._max_messages = max_messages
         self._max_bytes = max_bytes
 
     def __bool__(self) -> bool:
-        return bool(self._batches)
+        return bool(self.batches)
 
     def __repr__(self) -> str:
         return f"<Outbox {self._messages} messages, {self._size} bytes>"
@@ -119,7 +119,7 @@ class Outbox:
 
     def force(self, batch: Batch) -> None:
         """Take a batch whatever the bounds."""
-        self._batches.append(batch)
+        self.batches.append(batch)
         self._messages += len(batch)
         self._size += batch.size
 
@@ -129,30 +129,30 @@ class Outbox:
         The first batch stays: it may be half written.
         """
         dropped: list[Batch] = []
-        for old in self._batches[1:]:
+        for old in self.batches[1:]:
             if self.fits(batch):
                 break
             if old.channel == batch.channel:
-                self._remove(self._batches.index(old))
+                self._remove(self.batches.index(old))
                 dropped.append(old)
         return dropped
 
     def put_before_channel(self, batch: Batch) -> None:
         """Take a batch, whatever the bounds, before all but the first of its channel's."""
-        channels = [other.channel for other in self._batches]
+        channels = [other.channel for other in self.batches]
         place = channels.index(batch.channel, 1) if batch.channel in channels[1:] else len(channels)
-        self._batches.insert(place, batch)
+        self.batches.insert(place, batch)
         self._messages += len(batch)
         self._size += batch.size
 
     def first(self) -> Batch | None:
         """Return the batch to write next. It stays, and counts, until it is `done`."""
-        return self._batches[0] if self._batches else None
+        return self.batches[0] if self.batches else None
 
     def share(self, max_bytes: int) -> list[Batch]:
         """Return the batches to write next, as many as fit into one write; one at least, if there is any."""
         share: list[Batch] = []
-        for batch in self._batches:
+        for batch in self.batches:
             max_bytes -= batch.size
             if share and max_bytes < 0:
                 break
@@ -161,26 +161,26 @@ class Outbox:
 
     def done(self, batch: Batch) -> bool:
         """Drop the first batch, or return that `clear` has dropped it already: `False`."""
-        if not self._batches or self._batches[0] is not batch:
+        if not self.batches or self.batches[0] is not batch:
             return False
         self._remove(0)
         return True
 
     def clear(self) -> int:
         """Drop everything and return how many events that were."""
-        dropped = sum(batch.events for batch in self._batches)
-        self._batches.clear()
+        dropped = sum(batch.events for batch in self.batches)
+        self.batches.clear()
         self._messages = self._size = 0
         return dropped
 
     def _remove(self, place: int) -> None:
-        batch = self._batches.pop(place)
+        batch = self.batches.pop(place)
         self._messages -= len(batch)
         self._size -= batch.size
 
     def fits(self, batch: Batch) -> bool:
         """Whether `put` would take a batch."""
-        if not self._batches:
+        if not self.batches:
             return True
         if batch.alone:
             return False

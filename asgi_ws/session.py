@@ -185,13 +185,15 @@ class Session:
         """Take a batch and write it if that can be done now; return whether it fits."""
         if self.phase is not State.OPEN:
             return True  # there is nobody to be slow
-        if self._write(batch):
-            self._metrics.events_delivered += batch.events
-            self._metrics.bytes_sent += batch.size
-            return True
-        taken = self.collect(batch)
-        self.link.wake()
-        return taken
+        if self.direct is not None:
+            self.direct(batch.frames)
+        elif self._outbox.batches or not self.link.write(batch):
+            taken = self.collect(batch)
+            self.link.wake()
+            return taken
+        self._metrics.events_delivered += batch.events
+        self._metrics.bytes_sent += batch.size
+        return True
 
     def collect(self, batch: Batch) -> bool:
         """Take a batch, more of which follow: `wake` will be called."""
@@ -327,12 +329,6 @@ class Session:
         ending = self.ending or Ending(code, "")
         self._metrics.disconnects[ending.code] += 1
         return ending
-
-    def _write(self, batch: Batch) -> bool:
-        if self.direct is None:
-            return not self._outbox and self.link.write(batch)
-        self.direct(batch.frames)
-        return True
 
     def _single(self, payload: bytes) -> Batch:
         return Batch(self.codec, (payload,))

@@ -377,7 +377,7 @@ class TestOutbox:
         dropped = outbox.drop_oldest(self.batch("a", 5))
         assert [(old.channel, old.position.offset) for old in dropped] == [("a", 2)]
         outbox.put_before_channel(self.batch("a", 0, offset=2, dropped=1))
-        assert [(b.channel, b.dropped) for b in outbox._batches] == [
+        assert [(b.channel, b.dropped) for b in outbox.batches] == [
             ("a", 0), ("b", 0), ("a", 1), ("a", 0), ("b", 0),
         ]  # fmt: skip
 

@@ -418,7 +418,7 @@ class TestSlow:
             await self.stuff(site)
             for n in range(5):
                 await site.publish("one", {"n": n, "pad": PAD})
-            outboxes = [session._outbox._batches for session in site.sessions]
+            outboxes = [session._outbox.batches for session in site.sessions]
             assert len(outboxes[0]) >= 5
             assert list(map(id, outboxes[0][-5:])) == list(map(id, outboxes[1][-5:]))
 

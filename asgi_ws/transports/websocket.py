@@ -71,7 +71,7 @@ class WebSocketLink:
             return False
         try:
             message = {"type": "websocket.send", batch.codec.kind: batch.messages[0]}
-            rest = self._context.run(begin, self._send(message))
+            rest = begin(self._send(message), self._context)
         finally:
             leave_task(loop, writer)
         if rest is None:
