@@ -2,7 +2,7 @@
 
 from asgi_ws.auth import Identity
 from asgi_ws.broadcasters import Broadcaster
-from asgi_ws.channels import Channel
+from asgi_ws.channels import Channel, Snapshot
 from asgi_ws.errors import (
     AlreadySubscribed,
     BadRequest,
@@ -50,6 +50,7 @@ __all__ = [
     "Session",
     "Settings",
     "SettingsError",
+    "Snapshot",
     "Timeout",
     "TooLarge",
     "Unauthorized",

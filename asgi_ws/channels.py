@@ -1,22 +1,32 @@
 """What an application declares about a channel, and asks of who wants to hear it."""
 
-import types
-import typing
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol, Self, get_args, overload
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, get_args, overload
 
-import msgspec
-
-from asgi_ws.codecs import dump_model
-from asgi_ws.errors import NotRunning, SettingsError, Undeclared
+from asgi_ws.errors import BadRequest, NotRunning, SettingsError, Undeclared
 from asgi_ws.handlers import Handler
 from asgi_ws.patterns import Pattern, check_event
 from asgi_ws.publication import Position, Retention, Slow
 from asgi_ws.session import Session
 from asgi_ws.settings import Settings
+from asgi_ws.values import Reader, conform
 
 SubscribeRight = Callable[..., Awaitable[None]]
 Events = Mapping[str, Any] | Sequence[str]
+Function = TypeVar("Function", bound=Callable[..., Awaitable[Any]])
+
+
+class Snapshot(NamedTuple):
+    """A channel's state, and the position that it is of: events up to it are in it, later ones follow.
+
+    Attributes:
+        data: As what is published, but `null` is data, too.
+        position: `None` where it is not known: the position that was read before, so that what was published
+            meanwhile may be in the data and follow again.
+    """
+
+    data: Any
+    position: Position | None = None
 
 
 class Publisher(Protocol):
@@ -77,6 +87,9 @@ class Channel:
         self._history = history
         self._history_ttl = history_ttl
         self._right: Handler | None = None
+        self._snapshot: Handler | None = None
+        self._publish_right: Handler | None = None
+        self._readers: dict[str, Reader] = {}
 
     def __repr__(self) -> str:
         return f"<Channel {self.pattern.text!r} declared at {self.place}>"
@@ -94,8 +107,52 @@ class Channel:
 
     @property
     def asks(self) -> bool:
-        """Whether the application is asked who may subscribe."""
-        return self._right is not None
+        """Whether the application is asked anything when a session subscribes."""
+        return self._right is not None or self._snapshot is not None
+
+    @property
+    def has_snapshot(self) -> bool:
+        """Whether there is a state that those who start are given."""
+        return self._snapshot is not None
+
+    @property
+    def has_publish_right(self) -> bool:
+        """Whether clients may publish at all."""
+        return self._publish_right is not None
+
+    def snapshot(self, function: Function) -> Function:
+        """Decorate the function that returns the channel's state, for those who start or could not resume.
+
+        It takes what the channel's function takes, and returns data, or a `Snapshot`, which says of which
+        position.
+
+        Raises:
+            TypeError: It takes what cannot be given, or there is one already.
+        """
+        what = f"the snapshot of channel {self.pattern.text!r}"
+        self._refuse_second(self._snapshot, what)
+        self._snapshot = Handler(function, what, required=self.pattern.params)
+        return function
+
+    def publish_right(self, function: Function) -> Function:
+        """Decorate the function that is asked whether a client may publish; it raises to refuse.
+
+        It takes what the channel's function takes, and by name `event` and `data`, which comes as the type
+        that is declared for the event. Without such a function no client may publish.
+
+        Raises:
+            TypeError: It takes what cannot be given, there is one already, or the data of an event has a
+                type that cannot be read from JSON.
+        """
+        what = f"the publish right of channel {self.pattern.text!r}"
+        self._refuse_second(self._publish_right, what)
+        taken = {"event", "data"} & set(self.pattern.params)
+        if taken:
+            raise TypeError(f"expected {what} to have no parameter {min(taken)!r} in its pattern, got one")
+        optional = ("event", "data")
+        self._publish_right = Handler(function, what, required=self.pattern.params, optional=optional)
+        self._readers = {event: Reader(kind) for event, kind in (self.events or {}).items()}
+        return function
 
     async def publish(
         self, event: str, data: Any, *, key: str | None = None, exclude: str | None = None
@@ -153,6 +210,38 @@ class Channel:
             )
         _check_data(event, data, self.events[event])
 
+    def read_event(self, event: str, value: Any) -> Any:
+        """Return what a client publishes, from `values.receive`, as the type of the event's data.
+
+        Raises:
+            BadRequest: The event's name is none, the channel has no such event, or the data does not fit.
+        """
+        check_event(event)
+        if self.events is None:
+            return _read_any(value, "data")
+        if event not in self._readers:
+            known = ", ".join(map(repr, self.events))
+            raise BadRequest(f"expected an event of this channel ({known}), got {event!r}")
+        return self._readers[event](value, "data")
+
+    async def may_publish(self, session: Session, params: dict[str, Any], event: str, data: Any) -> None:
+        """Ask whether a session may publish this; whatever the application's function raises says no."""
+        assert self._publish_right is not None
+        await self._publish_right(session, {**params, "event": event, "data": data})
+
+    async def state_for(self, session: Session, params: dict[str, Any]) -> Snapshot | None:
+        """Return the channel's state for a session, `None` where there is no function that gives it."""
+        if self._snapshot is None:
+            return None
+        state = await self._snapshot(session, params)
+        return state if isinstance(state, Snapshot) else Snapshot(state)
+
+    def _refuse_second(self, handler: Handler | None, what: str) -> None:
+        if handler is not None:
+            raise TypeError(
+                f"{self.place}: expected one function for {what}, got a second beside {handler!r}"
+            )
+
     async def authorize(self, session: Session, params: dict[str, Any]) -> None:
         """Ask whether a session may subscribe; whatever the application's function raises says no."""
         if self._right is not None:
@@ -202,6 +291,9 @@ def _check_slow(slow: Slow | None) -> Slow | None:
     return slow
 
 
+_read_any = Reader(Any)
+
+
 def _events(events: Events) -> dict[str, Any]:
     declared = dict(events) if isinstance(events, Mapping) else dict.fromkeys(events, Any)
     for event in declared:
@@ -211,42 +303,9 @@ def _events(events: Events) -> dict[str, Any]:
 
 def _check_data(event: str, data: Any, kind: Any) -> None:
     try:
-        _conform(data, kind)
+        conform(data, kind)
     except (ValueError, TypeError) as error:  # ValidationError is a ValueError, Pydantic's too
         expected = getattr(kind, "__name__", kind)
         raise TypeError(
             f"expected the data of event {event!r} to be {expected}, got {type(data).__name__}: {error}"
         ) from error
-
-
-def _conform(data: Any, kind: Any) -> None:
-    if kind is Any or _is_instance(data, kind):
-        return
-    if typing.get_origin(kind) in {typing.Union, types.UnionType}:
-        _conform_to_one(data, typing.get_args(kind))
-    else:
-        msgspec.convert(msgspec.to_builtins(data, enc_hook=dump_model), kind, dec_hook=_read_model)
-
-
-def _conform_to_one(data: Any, kinds: Sequence[Any]) -> None:
-    errors = []
-    for kind in kinds:
-        try:
-            return _conform(data, kind)
-        except (ValueError, TypeError) as error:
-            errors.append(str(error))
-    raise TypeError("; ".join(errors))
-
-
-def _is_instance(data: Any, kind: Any) -> bool:
-    try:
-        return isinstance(data, kind)
-    except TypeError:  # a TypedDict, or a generic
-        return False
-
-
-def _read_model(kind: Any, value: Any) -> Any:
-    read = getattr(kind, "model_validate_json", None)
-    if read is None:
-        raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
-    return read(msgspec.json.encode(value), strict=True)  # strict: it is sent as it is, not as it is read

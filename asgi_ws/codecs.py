@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import msgspec
 from msgspec import UNSET, Raw, Struct
 
-from asgi_ws.errors import TooLarge
+from asgi_ws.errors import BadRequest, TooLarge
 from asgi_ws.messages import MAX_REF, MAX_REF_BYTES, MAX_REQUESTS, REQUEST_TYPES, Event, Message, Request
 from asgi_ws.publication import Binary, Publication
 
@@ -48,6 +48,23 @@ class Codec:
     def event(self, publication: Publication) -> bytes:
         """Return a publication as the event that its channel's sessions receive."""
         raise NotImplementedError
+
+    def carry(self, data: bytes, *, binary: bool) -> Raw | str:
+        """Return what `encode_data` has made, to be the `data` of a message."""
+        raise NotImplementedError
+
+    def value(self, raw: Raw, what: str) -> Any:
+        """Decode what a request carries for the application; `what` it is called in errors.
+
+        Raises:
+            BadRequest: It is no value.
+        """
+        try:
+            return self._decode(raw, Any)
+        except _BAD as error:
+            raise BadRequest(
+                f"expected {what} that can be read, got something else: {_why(error)}"
+            ) from error
 
     def requests(self, payload: Payload) -> Iterator[Request | Invalid]:
         """Read what a client sent: one request, or an array of up to 128; never raises."""
@@ -111,16 +128,17 @@ class JsonCodec(Codec):
     def __init__(self) -> None:
         self._encode = msgspec.json.Encoder().encode
         self._decoders: dict[Any, Any] = {
-            t: msgspec.json.Decoder(t).decode for t in (Request, _Envelope, list[Raw])
+            t: msgspec.json.Decoder(t).decode for t in (Request, _Envelope, list[Raw], Any)
         }
 
     def encode(self, message: Message) -> bytes:
         return self._encode(message)
 
     def event(self, publication: Publication) -> bytes:
-        data = publication.data
-        value: Raw | str = base64.b64encode(data).decode() if publication.binary else Raw(data)
-        return self._encode(_event(publication, value))
+        return self._encode(_event(publication, self.carry(publication.data, binary=publication.binary)))
+
+    def carry(self, data: bytes, *, binary: bool) -> Raw | str:
+        return base64.b64encode(data).decode() if binary else Raw(data)
 
     def _is_array(self, payload: Payload) -> bool:
         assert isinstance(payload, str)
@@ -140,7 +158,7 @@ class MsgpackCodec(Codec):
     def __init__(self) -> None:
         self._encode = msgspec.msgpack.Encoder().encode
         self._decoders: dict[Any, Any] = {
-            t: msgspec.msgpack.Decoder(t).decode for t in (Request, _Envelope, list[Raw])
+            t: msgspec.msgpack.Decoder(t).decode for t in (Request, _Envelope, list[Raw], Any)
         }
 
     def encode(self, message: Message) -> bytes:
@@ -153,6 +171,13 @@ class MsgpackCodec(Codec):
             return self._encode(_event(publication, value))
         except OverflowError:
             return self._encode(_event(publication, _within_64_bits(value)))
+
+    def carry(self, data: bytes, *, binary: bool) -> Raw | str:
+        value = data if binary else msgspec.json.decode(data)
+        try:
+            return Raw(self._encode(value))
+        except OverflowError:
+            return Raw(self._encode(_within_64_bits(value)))
 
     def _is_array(self, payload: Payload) -> bool:
         # https://github.com/msgpack/msgpack/blob/master/spec.md#array-format-family
@@ -240,6 +265,10 @@ def _is_ref(value: object) -> bool:
     if isinstance(value, str):
         return len(value.encode()) <= MAX_REF_BYTES
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_REF
+
+
+def _why(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def _reason(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """The application's own functions: what they may ask for, checked when they are registered."""
 
 import inspect
+import types
 import typing
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
@@ -74,12 +75,22 @@ def is_session(hint: object) -> bool:
     return hint is Session or hint == "Session"
 
 
-def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return a function's annotations, as types where they can be had."""
+def hints_of(function: Callable[..., Any], *, extras: bool = False) -> dict[str, Any]:
+    """Return a function's annotations, as types where they can be had; `extras`: `Annotated` stays."""
     try:
-        return typing.get_type_hints(function)
+        return typing.get_type_hints(function, include_extras=extras)
     except NameError:  # an annotation that only a type checker can see
-        return dict(function.__annotations__)
+        return {name: _hint(function, name, extras=extras) for name in function.__annotations__}
+
+
+def _hint(function: Callable[..., Any], name: str, *, extras: bool) -> Any:
+    hint = function.__annotations__[name]
+    alone = types.SimpleNamespace(__annotations__={name: hint})
+    try:
+        names = inspect.unwrap(function).__globals__
+        return typing.get_type_hints(alone, names, include_extras=extras)[name]
+    except NameError:
+        return hint
 
 
 def name_of(function: object) -> str:

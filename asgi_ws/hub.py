@@ -6,17 +6,18 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
+import msgspec
 from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
-from asgi_ws import lifespan
+from asgi_ws import history, lifespan
 from asgi_ws.auth import Authenticate
 from asgi_ws.broadcasters import Broadcaster, from_url
 from asgi_ws.channels import Channel
-from asgi_ws.codecs import brief, encode_data
+from asgi_ws.codecs import JSON, brief, encode_data
 from asgi_ws.errors import BadRequest, NotRunning, Undeclared
 from asgi_ws.lifecycle import Lifecycle
-from asgi_ws.patterns import check_channel
+from asgi_ws.patterns import check_channel, check_key
 from asgi_ws.publication import Position, Publication, Retention
 from asgi_ws.router import BROADCAST, USER_PREFIX, Router, own_channels
 from asgi_ws.routes import Routes
@@ -25,7 +26,6 @@ from asgi_ws.settings import Settings
 from asgi_ws.threads import Backlog, wait_for
 
 DEFAULT_NAMESPACE = "asgi_ws"
-MAX_KEY_BYTES = 128
 
 
 class Hub(Router):
@@ -178,6 +178,30 @@ class Hub(Router):
         """Publish to every `/stream` session of a user from any thread; see `publish_nowait`."""
         self.publish_nowait(_channel_of(user), event, data, key=key, exclude=exclude)
 
+    async def history(self, channel: str, after: Position | None = None, limit: int = 100) -> dict[str, Any]:
+        """Return what is kept of a channel: the latest events in order, or the first after a position.
+
+        Returns:
+            As the answer to a client's `history`: `epoch` and `offset` of the last event, or of the channel's
+            top where there is none, the `events` as they are in JSON, and with `after` whether everything
+            after it is still kept (`recovered`); if not, there are no events.
+
+        Raises:
+            BadRequest: The channel's name is none, it has no history, or the limit is below 1.
+            Undeclared: No channel declares the name.
+            Unavailable: The broker is away.
+            NotRunning: The hub was stopped.
+            WrongLoop: The hub runs in another event loop.
+        """
+        declared, _ = self._declared(channel)
+        if limit < 1:
+            raise BadRequest(f"expected a limit of 1 or more, got {limit}")
+        if not self.settings.enabled:
+            return history.Page(Position("", 0), (), None if after is None else False).answer([])
+        node = (await self._lifecycle.current()).node
+        page = await history.read(node, declared, channel, after, limit)
+        return page.answer([msgspec.json.decode(JSON.event(one)) for one in page.publications])
+
     # Hooks.
 
     def authenticate(self, function: Authenticate) -> Authenticate:
@@ -214,12 +238,9 @@ class Hub(Router):
     def _publication(
         self, channel: str, event: str, data: Any, key: str | None, exclude: str | None
     ) -> tuple[Publication, Retention]:
-        found = self.find(check_channel(channel))
-        if found is None:
-            raise Undeclared(self._undeclared(channel))
-        declared, _ = found
+        declared, _ = self._declared(channel)
         declared.check_event(event, data)
-        _check_key(key)
+        check_key(key)
         encoded, binary = encode_data(data, self.settings.max_event_bytes)
         publication = Publication(
             channel=channel,
@@ -231,6 +252,12 @@ class Hub(Router):
             binary=binary,
         )
         return publication, declared.retention
+
+    def _declared(self, channel: str) -> tuple[Channel, dict[str, Any]]:
+        found = self.find(check_channel(channel))
+        if found is None:
+            raise Undeclared(self._undeclared(channel))
+        return found
 
     def _undeclared(self, channel: str) -> str:
         nearest = self.channels.nearest(channel)
@@ -319,15 +346,6 @@ def _check_broadcaster(broadcaster: object) -> Broadcaster:
     if isinstance(broadcaster, Broadcaster):
         return broadcaster
     raise TypeError(f"expected a broadcaster's URL or a Broadcaster, got {broadcaster!r}")
-
-
-def _check_key(key: object) -> None:
-    if key is None:
-        return
-    # A lone surrogate is no text that UTF-8 can carry; replaced by nothing, it is missing in the count.
-    size = len(key.encode(errors="ignore")) if isinstance(key, str) else 0
-    if not (isinstance(key, str) and len(key) <= size <= MAX_KEY_BYTES and key):
-        raise BadRequest(f"expected a key of 1 to {MAX_KEY_BYTES} bytes, got {brief(key)}")
 
 
 async def get_hub(connection: HTTPConnection) -> Hub:

@@ -5,7 +5,8 @@ its own, so it holds up neither events nor other requests.
 """
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 from msgspec import UNSET
@@ -14,13 +15,22 @@ from asgi_ws.answers import Ref, present, refuse
 from asgi_ws.channels import Channel
 from asgi_ws.codecs import brief
 from asgi_ws.eager import begin, finish
-from asgi_ws.errors import AlreadySubscribed, BadRequest, LimitExceeded, NotFound, RequestError, Timeout
+from asgi_ws.errors import (
+    AlreadySubscribed,
+    BadRequest,
+    LimitExceeded,
+    NotFound,
+    RequestError,
+    Timeout,
+    Unavailable,
+)
 from asgi_ws.messages import MAX_REQUESTS, Subscribe, Subscribed, Unsubscribe, Unsubscribed
 from asgi_ws.node import Join, Resume
 from asgi_ws.patterns import check_channel
-from asgi_ws.router import BROADCAST, USER_PREFIX
+from asgi_ws.router import own_names
 from asgi_ws.run import Run
 from asgi_ws.session import Session
+from asgi_ws.snapshots import Patient, State, align, take
 from asgi_ws.topic import Subscription
 
 MAX_JOINS = 8  # subscribes of one session that wait at once
@@ -47,7 +57,7 @@ class Joins:
         self._waiting: list[_Join] = []
         self._tasks: list[asyncio.Task[None]] = []
         # What is to be done with a channel as soon as it is joined: an unsubscribe, and what follows it.
-        self._later: dict[str, list[Subscribe | Unsubscribe]] = {}
+        self._later: dict[str, list[Callable[[], None]]] = {}
 
     def begin(self, asked: Iterable[Subscribe]) -> None:
         """Join the channels that the session has by itself, and those that its URL asks for."""
@@ -61,7 +71,7 @@ class Joins:
     def subscribe(self, request: Subscribe) -> None:
         """Join a channel, or answer why not."""
         if request.channel in self._later:
-            self._postpone(request)
+            self._postpone(request.channel, request.ref, partial(self.subscribe, request))
             return
         try:
             join = self._admissible(request)
@@ -89,17 +99,25 @@ class Joins:
             self._run.node.leave(self._session.subscriptions.pop(channel))
             self._session.tell(Unsubscribed(channel=channel, code="client", ref=present(ref)))
         else:
-            self._postpone(request)
+            self._postpone(channel, ref, partial(self.unsubscribe, request))
 
-    def _postpone(self, request: Subscribe | Unsubscribe) -> None:
-        later = self._later.setdefault(request.channel, [])
+    def after(self, channel: str, ref: Ref, action: Callable[[], None]) -> None:
+        """Do what concerns a channel, at once or when the requests before it that concern it are done."""
+        subscription = self._session.subscriptions.get(channel)
+        if channel in self._later or not (subscription is None or subscription.live):
+            self._postpone(channel, ref, partial(self.after, channel, ref, action))
+        else:
+            action()
+
+    def _postpone(self, channel: str, ref: Ref, action: Callable[[], None]) -> None:
+        later = self._later.setdefault(channel, [])
         if len(later) < MAX_REQUESTS:
-            later.append(request)
+            later.append(action)
         else:
             error = LimitExceeded(
                 f"expected at most {MAX_REQUESTS} requests to wait for a subscribe, got one more"
             )
-            self._fail(error, request.ref)
+            self._fail(error, ref)
 
     # Subscribing: the checks at once, the application's function and the position when it is its turn.
 
@@ -117,12 +135,12 @@ class Joins:
         found = self._run.router.find(channel)
         if found is None or (found[0].own and channel not in self._own):
             raise NotFound(f"expected a channel of this server, got {channel!r}")
-        return _Join(request, *found, Subscription(self._session, channel, found[0].slow))
+        kind = Patient if found[0].has_snapshot else Subscription
+        return _Join(request, *found, kind(self._session, channel, found[0].slow))
 
     @property
     def _own(self) -> tuple[str, ...]:
-        user = self._session.user
-        return (BROADCAST,) if user is None else (BROADCAST, USER_PREFIX + user)
+        return own_names(self._session.user)
 
     def _next(self) -> None:
         while self._waiting and len(self._tasks) < MAX_JOINS:
@@ -146,7 +164,7 @@ class Joins:
     async def _join(self, join: _Join) -> None:
         request, subscription = join.request, join.subscription
         try:
-            found = await self._authorize_and_find(join)
+            start = await self._start(join)
         except Exception as error:
             self._abandon(subscription)
             self._fail(error, request.ref, request.channel)
@@ -157,28 +175,39 @@ class Joins:
             # Not we are cancelled: what the application awaited was.
             self._fail(error, request.ref, request.channel)
         else:
-            self._admit(request, subscription, found)
+            self._admit(request, subscription, *start)
         for later in self._later.pop(request.channel, ()):
-            if isinstance(later, Subscribe):
-                self.subscribe(later)
-            else:
-                self.unsubscribe(later)
+            later()
 
-    async def _authorize_and_find(self, join: _Join) -> Join:
-        node, retention, resume = self._run.node, join.channel.retention, _resume(join.request)
+    async def _start(self, join: _Join) -> tuple[Join, State]:
         if not join.channel.asks:
-            return await node.join(join.subscription, retention, resume)
+            return await self._find(join), State()
         seconds = self._run.settings.command_timeout
         try:
             async with asyncio.timeout(seconds) as deadline:
                 await join.channel.authorize(self._session, join.params)
-                return await node.join(join.subscription, retention, resume)
+                return await self._find_with_state(join, await self._find(join))
         except TimeoutError as error:
             if not deadline.expired():
                 raise
             raise Timeout(f"expected an answer within {seconds:g} s, got none") from error
 
-    def _admit(self, request: Subscribe, subscription: Subscription, found: Join) -> None:
+    async def _find(self, join: _Join) -> Join:
+        return await self._run.node.join(join.subscription, join.channel.retention, _resume(join.request))
+
+    async def _find_with_state(self, join: _Join, found: Join) -> tuple[Join, State]:
+        """Ask for the state of those who start or could not resume: position first, so nothing is missing."""
+        wants_all = join.request.epoch is None and join.request.offset is not None
+        if found.recovered or wants_all or not join.channel.has_snapshot:
+            return found, State()
+        node, subscription = self._run.node, join.subscription
+        state = await take(self._session, join.channel, join.params, self._run.settings.max_event_bytes)
+        found = await align(node, join.channel, subscription, found, state)
+        if subscription.overrun:
+            raise Unavailable(f"expected at most {subscription.limit} events while subscribing; try again")
+        return found, state
+
+    def _admit(self, request: Subscribe, subscription: Subscription, found: Join, state: State) -> None:
         position = found.position
         message = Subscribed(
             channel=request.channel,
@@ -186,6 +215,8 @@ class Joins:
             epoch=UNSET if position is None else position.epoch,
             offset=UNSET if position is None else position.offset,
             recovered=UNSET if found.recovered is None else found.recovered,
+            data=state.data,
+            binary=state.binary,
         )
         self._session.tell(message)
         self._run.node.admit(subscription, found)

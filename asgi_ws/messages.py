@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 PROTOCOL = 1
 MAX_REQUESTS = 128
+MAX_HISTORY = 1000
 
 # JavaScript's integers end at 2⁵³; the bytes of a text are counted in `codecs`, as Meta counts characters.
 MAX_REF = 2**53 - 1
@@ -17,6 +18,9 @@ MAX_REF_BYTES = 64
 Ref = Annotated[int, Meta(ge=-MAX_REF, le=MAX_REF)] | Annotated[str, Meta(max_length=MAX_REF_BYTES)]
 Offset = Annotated[int, Meta(ge=0, le=MAX_REF)]
 Epoch = Annotated[str, Meta(max_length=64)]
+
+# Where a request lacks what is the application's: no value in any codec is empty.
+NOTHING = Raw()
 
 
 # What clients send.
@@ -50,8 +54,42 @@ class Pong(Struct, tag="pong", tag_field="type"):
     ref: Ref | UnsetType | None = UNSET
 
 
-Request = Subscribe | Unsubscribe | Ping | Pong
-REQUEST_TYPES = ("subscribe", "unsubscribe", "ping", "pong")
+class Call(Struct, tag="call", tag_field="type"):
+    """Have a command of the application done; `params` is an object, `{}` where it is absent."""
+
+    command: str
+    ref: Ref | None = None
+    params: Raw = NOTHING
+
+
+class Publish(Struct, tag="publish", tag_field="type"):
+    """Publish to a channel that takes it from clients; `data` is `null` where it is absent."""
+
+    channel: str
+    event: str
+    ref: Ref | None = None
+    data: Raw = NOTHING
+    key: str | None = None
+
+
+class After(Struct):
+    """A position."""
+
+    epoch: Epoch
+    offset: Offset
+
+
+class History(Struct, tag="history", tag_field="type"):
+    """Have the latest events of a channel, or those after a position."""
+
+    channel: str
+    ref: Ref | None = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_HISTORY)] = 100
+    after: After | None = None
+
+
+Request = Subscribe | Unsubscribe | Call | Publish | History | Ping | Pong
+REQUEST_TYPES = ("subscribe", "unsubscribe", "call", "publish", "history", "ping", "pong")
 
 
 # What the server sends.
@@ -77,6 +115,8 @@ class Subscribed(Struct, tag="subscribed", tag_field="type"):
     epoch: str | UnsetType = UNSET
     offset: int | UnsetType = UNSET
     recovered: bool | UnsetType = UNSET
+    data: Raw | Any = UNSET
+    binary: bool | UnsetType = UNSET
 
 
 class Unsubscribed(Struct, tag="unsubscribed", tag_field="type"):
@@ -87,6 +127,14 @@ class Unsubscribed(Struct, tag="unsubscribed", tag_field="type"):
     ref: Ref | UnsetType = UNSET
     message: str | UnsetType = UNSET
     resubscribe: bool = False
+
+
+class Reply(Struct, tag="reply", tag_field="type"):
+    """A request succeeded."""
+
+    data: Raw | Any
+    ref: Ref | UnsetType = UNSET
+    binary: bool | UnsetType = UNSET
 
 
 class Event(Struct, tag="event", tag_field="type", kw_only=True):
@@ -138,4 +186,4 @@ class Disconnect(Struct, tag="disconnect", tag_field="type"):
     delay: tuple[float, float] | UnsetType = UNSET
 
 
-Message = Welcome | Subscribed | Unsubscribed | Event | Moved | Gap | Error | Disconnect | Ping | Pong
+Message = Welcome | Subscribed | Unsubscribed | Reply | Event | Moved | Gap | Error | Disconnect | Ping | Pong

@@ -31,6 +31,7 @@ from asgi_ws.errors import BadRequest
 V = TypeVar("V")
 
 MAX_BYTES = 255
+MAX_KEY_BYTES = 128
 MAX_CACHED_NAMES = 10_000
 
 # No C0, DEL or C1; no lone surrogates, which UTF-8 cannot carry.
@@ -68,6 +69,16 @@ def check_event(name: str) -> str:
     if isinstance(name, str) and _is_event(name):
         return _plain(name)
     raise BadRequest(f"expected an event name of 1 to 64 of A-Z a-z 0-9 _ . : -, got {_shown(name)}")
+
+
+def check_key(key: object) -> None:
+    """Refuse what cannot make a publish idempotent with `BadRequest`; `None` is no key, and fine."""
+    if key is None:
+        return
+    # A lone surrogate is no text that UTF-8 can carry; replaced by nothing, it is missing in the count.
+    size = len(key.encode(errors="ignore")) if isinstance(key, str) else 0
+    if not (isinstance(key, str) and len(key) <= size <= MAX_KEY_BYTES and key):
+        raise BadRequest(f"expected a key of 1 to {MAX_KEY_BYTES} bytes, got {_shown(key)}")
 
 
 def _shown(name: object) -> str:

@@ -6,28 +6,31 @@ requests.
 
 import time
 from collections.abc import Iterable
+from functools import partial
 
 from msgspec import UNSET
 
 from asgi_ws import endings
 from asgi_ws.answers import refuse
+from asgi_ws.calls import Calls
 from asgi_ws.codecs import Invalid, Payload, size_of
 from asgi_ws.errors import BadRequest
 from asgi_ws.joins import Joins
-from asgi_ws.messages import Ping, Pong, Request, Subscribe, Unsubscribe
+from asgi_ws.messages import Call, History, Ping, Pong, Publish, Request, Subscribe, Unsubscribe
 from asgi_ws.run import Run
-from asgi_ws.session import Session
+from asgi_ws.session import Session, State
 
 
 class Requests:
     """Reads what one session's client sends, and answers."""
 
-    __slots__ = ("_joins", "_run", "_session")
+    __slots__ = ("_joins", "_lazy_calls", "_run", "_session")
 
     def __init__(self, session: Session, run: Run) -> None:
         self._session = session
         self._run = run
         self._joins = Joins(session, run)
+        self._lazy_calls: Calls | None = None  # most sessions only listen
 
     def begin(self, asked: Iterable[Subscribe]) -> None:
         """Join the channels that the session has by itself, and those that its URL asks for."""
@@ -35,6 +38,8 @@ class Requests:
 
     def receive(self, payload: Payload) -> None:
         """Take a message from the client. Never raises: what is wrong with it is answered."""
+        if self._session.phase is not State.OPEN:
+            return  # who is being shown out has nothing more to ask
         self._session.heard = time.monotonic()
         self._run.metrics.messages_received += 1
         if size_of(payload) > self._run.settings.max_message_bytes:
@@ -46,6 +51,14 @@ class Requests:
     def stop(self) -> None:
         """Cancel what is still waiting: the session is gone."""
         self._joins.stop()
+        if self._lazy_calls is not None:
+            self._lazy_calls.stop()
+
+    @property
+    def _calls(self) -> Calls:
+        if self._lazy_calls is None:
+            self._lazy_calls = Calls(self._session, self._run)
+        return self._lazy_calls
 
     def _handle(self, request: Request | Invalid) -> None:
         match request:
@@ -55,6 +68,12 @@ class Requests:
                 self._joins.subscribe(request)
             case Unsubscribe():
                 self._joins.unsubscribe(request)
+            case Call():
+                self._calls.call(request)
+            case Publish():
+                self._calls.publish(request)
+            case History(channel, ref):
+                self._joins.after(channel, ref, partial(self._calls.history, request))
             case Ping(ref):
                 self._session.tell(Pong(ref=UNSET if ref is None else ref))
             case Pong():

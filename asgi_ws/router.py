@@ -1,17 +1,20 @@
-"""Where channels are declared: a hub is a router, and includes others."""
+"""Where channels and commands are declared: a hub is a router, and includes others."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from asgi_ws.channels import Channel, Events
+from asgi_ws.commands import Command
 from asgi_ws.patterns import PatternMap
 from asgi_ws.publication import Slow
 
 BROADCAST = "broadcast"
 USER_PREFIX = "user:"
 OWN_PREFIX = "$"
+Function = TypeVar("Function", bound=Callable[..., Awaitable[Any]])
+
 _PACKAGE = str(Path(__file__).parent)
 
 
@@ -20,6 +23,7 @@ class Router:
 
     def __init__(self) -> None:
         self.channels: PatternMap[Channel] = PatternMap()
+        self.commands: dict[str, Command] = {}
         self._parent: Router | None = None
 
     def channel(
@@ -51,6 +55,21 @@ class Router:
         self._declare(channel)
         return channel
 
+    def command(self, name: str) -> Callable[[Function], Function]:
+        """Decorate an async function that clients may call by this name; see `Command`.
+
+        Raises:
+            ValueError: The name is none, or has a command already; the message has both places.
+            TypeError: The function takes what a client cannot give.
+        """
+        place = _place()
+
+        def declare(function: Function) -> Function:
+            self._declare_command(Command(name, function, place))
+            return function
+
+        return declare
+
     def include_router(self, router: "Router") -> None:
         """Take in all that a router declares, now and later.
 
@@ -61,6 +80,8 @@ class Router:
             raise ValueError(f"expected a router that is in no other, got {router!r}")
         for entry in router.channels:
             self._declare(entry.value)
+        for command in router.commands.values():
+            self._declare_command(command)
         router._parent = self
 
     def _ancestors(self) -> "Iterator[Router]":
@@ -78,11 +99,27 @@ class Router:
         if self._parent is not None:
             self._parent._declare(channel)
 
+    def _declare_command(self, command: Command) -> None:
+        for router in self._ancestors():
+            other = router.commands.get(command.name)
+            if other is not None:
+                raise ValueError(
+                    f"{command.place}: expected one command {command.name!r}, got a second; the first is at "
+                    f"{other.place}"
+                )
+        for router in self._ancestors():
+            router.commands[command.name] = command
+
 
 def own_channels() -> list[Channel]:
     """Return the channels that every hub has by itself."""
     patterns = (BROADCAST, USER_PREFIX + "{user:path}")
     return [Channel(pattern, public=True, own=True, place="asgi_ws") for pattern in patterns]
+
+
+def own_names(user: str | None) -> tuple[str, ...]:
+    """Return which of those a session of a user has."""
+    return (BROADCAST,) if user is None else (BROADCAST, USER_PREFIX + user)
 
 
 def _refuse_own(channel: Channel) -> None:

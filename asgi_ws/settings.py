@@ -173,7 +173,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     prefix: Annotated[str, PREFIX, "where HubMiddleware serves the hub's routes"] = "/ws"
     heartbeat: Annotated[float, DURATION, "from one ping of a session to the next"] = 25.0
     send_timeout: Annotated[float, DURATION, "one write that takes longer aborts the connection"] = 10.0
-    command_timeout: Annotated[float, DURATION, "the longest that a channel's function may run"] = 10.0
+    command_timeout: Annotated[float, DURATION, "the longest that a function of the application may run"] = (
+        10.0
+    )
     history: Annotated[int, EVENTS_OR_0, "kept per channel; 0: none, and no positions"] = 100
     history_ttl: Annotated[float, DURATION, "how long an event is kept"] = 300.0
     history_channel_bytes: Annotated[int, SIZE_OR_0, "kept per channel; the oldest go first"] = 1 << 20

@@ -19,17 +19,19 @@ FLOORS = (
     "auth patterns settings threads broadcasters.workers",
     # how it is written, what waits to be written
     "codecs",
-    "outbox",
+    "outbox values",
     # a channel on this node, and what ticks
     "topic heartbeat",
     "broadcasters fanout session",
     "broadcasters.memory answers handlers node",
-    "channels",
+    "channels commands",
+    "history snapshots",
     # what is declared, what runs
     "router",
     "catchup",
     "run",
-    "lifecycle joins",
+    "lanes lifecycle joins",
+    "calls",
     "requests",
     # bytes to sessions, and back
     "transports",
