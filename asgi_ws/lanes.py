@@ -15,8 +15,8 @@ from asgi_ws.session import Session, State
 logger = logging.getLogger("asgi_ws")
 
 # What may wait while one is being done, per session and lane.
-MAX_WAITING = 128
-MAX_WAITING_BYTES = 1 << 20
+MAX_JOBS = 128
+MAX_JOB_BYTES = 1 << 20
 
 
 class Job(NamedTuple):
@@ -58,7 +58,7 @@ class Lane:
     def put(self, job: Job) -> None:
         """Take a job, or answer that too many wait."""
         if self._waiting and not self._fits(job):
-            most = f"{MAX_WAITING} requests and {MAX_WAITING_BYTES} bytes"
+            most = f"{MAX_JOBS} requests and {MAX_JOB_BYTES} bytes"
             error = LimitExceeded(f"expected at most {most} to wait for their turn, got one more")
             self._fail(error, job)
             return
@@ -74,7 +74,7 @@ class Lane:
             self._task.cancel()
 
     def _fits(self, job: Job) -> bool:
-        return len(self._waiting) < MAX_WAITING and self._bytes + job.size <= MAX_WAITING_BYTES
+        return len(self._waiting) < MAX_JOBS and self._bytes + job.size <= MAX_JOB_BYTES
 
     async def _work(self) -> None:
         task = asyncio.current_task()

@@ -213,9 +213,10 @@ def _explain(error: str, what: str) -> str:
     assert found is not None  # it matches at the end at least
     reason = error[: found.start()][:MAX_REASON]
     path = what + (found["outer"] or "") + (found["inner"] or "")
-    if not reason.startswith("Expected"):
+    reason = reason[:1].lower() + reason[1:]
+    if not reason.startswith("expected"):
         reason = f"expected valid {what}, got: {reason}"
-    return f"{reason[:1].lower()}{reason[1:]} - at `{path}`"
+    return f"{reason} - at `{path}`"
 
 
 # What the application gives.

@@ -8,16 +8,22 @@ from msgspec import UNSET
 
 from asgi_ws import endings, errors
 from asgi_ws.messages import (
+    MAX_HISTORY,
     MAX_REF,
     REQUEST_TYPES,
+    After,
+    Call,
     Disconnect,
     Error,
     Event,
     Gap,
+    History,
     Message,
     Moved,
     Ping,
     Pong,
+    Publish,
+    Reply,
     Request,
     Subscribe,
     Subscribed,
@@ -43,6 +49,11 @@ SAID = {
         Subscribed(channel="a", ref=1, epoch="e", offset=0, recovered=False),
         {"channel": "a", "ref": 1, "epoch": "e", "offset": 0, "recovered": False},
     ),
+    "subscribed with a state": (
+        Subscribed(channel="a", data=[1], binary=True), {"channel": "a", "data": [1], "binary": True}
+    ),
+    "reply": (Reply(data=5), {"data": 5}),
+    "reply with all": (Reply(data=None, ref="r", binary=True), {"data": None, "ref": "r", "binary": True}),
     "unsubscribed": (
         Unsubscribed(channel="a", code="client"), {"channel": "a", "code": "client", "resubscribe": False}
     ),
@@ -114,12 +125,28 @@ def read(**request: Any) -> Any:
             Subscribe("a", None, "e", MAX_REF),
         ),
         ({"type": "unsubscribe", "channel": "a", "ref": -MAX_REF}, Unsubscribe("a", -MAX_REF)),
+        ({"type": "history", "channel": "a"}, History("a", None, 100)),
+        (
+            {"type": "history", "channel": "a", "limit": MAX_HISTORY, "after": {"epoch": "e", "offset": 0}},
+            History("a", limit=MAX_HISTORY, after=After("e", 0)),
+        ),
         ({"type": "ping", "ref": "x" * 64, "later": 1}, Ping(ref="x" * 64)),
         ({"type": "pong"}, Pong(ref=UNSET)),
     ],
 )
 def test_a_request_is_read(request_, message):
     assert read(**request_) == message
+
+
+def test_what_is_the_application_s_is_not_read_but_kept():
+    call, publish = (
+        read(type="call", command="c", params={"a": [1]}),
+        read(type="publish", channel="a", event="e"),
+    )
+    assert isinstance(call, Call)
+    assert bytes(call.params) == b'{"a":[1]}'
+    assert isinstance(publish, Publish)
+    assert bytes(publish.data) == b""
 
 
 @pytest.mark.parametrize(
@@ -137,6 +164,18 @@ def test_a_request_is_read(request_, message):
         {"type": "subscribe", "channel": "a", "offset": "1"},
         {"type": "subscribe", "channel": "a", "epoch": "x" * 65, "offset": 1},
         {"type": "unsubscribe"},
+        {"type": "call"},
+        {"type": "call", "command": 1},
+        {"type": "publish", "channel": "a"},
+        {"type": "publish", "event": "a"},
+        {"type": "publish", "channel": "a", "event": "e", "key": 1},
+        {"type": "history"},
+        {"type": "history", "channel": "a", "limit": 0},
+        {"type": "history", "channel": "a", "limit": MAX_HISTORY + 1},
+        {"type": "history", "channel": "a", "limit": True},
+        {"type": "history", "channel": "a", "after": 5},
+        {"type": "history", "channel": "a", "after": {"epoch": "e"}},
+        {"type": "history", "channel": "a", "after": {"epoch": "e", "offset": -1}},
         {"type": "ping", "ref": True},
     ],
 )
