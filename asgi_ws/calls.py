@@ -40,19 +40,22 @@ class Calls:
         """Have a command done, when it is its turn."""
         request.params = request.params.copy()  # it holds the whole message else
         what = f"command {brief(request.command)}"
-        self._calls.put(Job(partial(self._call, request), what, _size(request.params), request.ref))
+        size = _size(request.params) + len(request.command)
+        self._calls.put(Job(partial(self._call, request), what, size, request.ref))
 
     def publish(self, request: Publish) -> None:
         """Publish, when it is its turn."""
         request.data = request.data.copy()
         what = f"a publish to {brief(request.channel)}"
+        size = _size(request.data) + len(request.channel) + len(request.event) + len(request.key or "")
         do = partial(self._publish, request)
-        self._publishes.put(Job(do, what, _size(request.data), request.ref, request.channel))
+        self._publishes.put(Job(do, what, size, request.ref, request.channel))
 
     def history(self, request: History) -> None:
         """Tell what a channel has kept, when it is its turn: after what was published before."""
         what = f"the history of {brief(request.channel)}"
-        self._publishes.put(Job(partial(self._history, request), what, 0, request.ref, request.channel))
+        do = partial(self._history, request)
+        self._publishes.put(Job(do, what, len(request.channel), request.ref, request.channel))
 
     def stop(self) -> None:
         """Cancel what runs and what waits: the session is gone."""

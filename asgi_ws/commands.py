@@ -89,7 +89,7 @@ def _check_name(name: str, place: str) -> str:
     try:
         return check_event(name)
     except BadRequest as error:
-        raise ValueError(f"{place}: {str(error).replace('event', 'command', 1)}") from error
+        raise ValueError(f"{place}: {str(error).replace('an event', 'a command', 1)}") from error
 
 
 def _parameters(function: Function) -> tuple[str | None, Fields, Any]:

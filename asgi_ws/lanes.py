@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
@@ -46,7 +45,7 @@ class Lane:
     def __init__(self, session: Session, run: Run) -> None:
         self._session = session
         self._run = run
-        self._waiting: deque[Job] = deque()
+        self._waiting: list[Job] = []  # a list, for it is short, and mostly empty
         self._bytes = 0
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -81,7 +80,7 @@ class Lane:
         assert task is not None
         # A session that is ending has nothing more to ask.
         while self._waiting and self._session.phase is State.OPEN:
-            job = self._waiting.popleft()
+            job = self._waiting.pop(0)
             self._bytes -= job.size
             await self._perform(job, task)
         self._task = None

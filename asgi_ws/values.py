@@ -247,4 +247,4 @@ def _check_model(kind: Any, value: Any) -> Any:
 
 
 def _called(kind: Any) -> str:
-    return getattr(kind, "__name__", None) or str(kind)
+    return kind.__name__ if isinstance(kind, type) and typing.get_origin(kind) is None else str(kind)

@@ -60,7 +60,9 @@ OPTIONAL = {
     "websockets": {"server"},
 }
 # No await in here, so nothing comes in between.
-SYNCHRONOUS = "codecs fanout frames messages metrics origins patterns publication topic endings heartbeat"
+SYNCHRONOUS = (
+    "codecs fanout frames messages metrics origins patterns publication topic endings heartbeat values"
+)
 
 
 def table():
