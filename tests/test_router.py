@@ -9,7 +9,7 @@ import pytest
 from asgi_ws import Channel, Hub, NotRunning, Router, Session, SettingsError, Undeclared
 from asgi_ws.router import own_channels
 from asgi_ws.settings import Settings
-from tests.fakes import Client
+from tests.fakes import Client, done
 
 pytestmark = pytest.mark.anyio
 
@@ -248,3 +248,52 @@ class TestPublishing:
             (0, 70.0),
         ]
         assert Settings().history == 100
+
+
+class TestCommands:
+    def declare(self, router, name="c"):
+        @router.command(name)
+        async def command(n: int) -> int:
+            return n
+
+        return command
+
+    def test_the_function_stays_what_it_is(self):
+        command = self.declare(hub := Hub())
+        assert done(command(5)) == 5
+        assert repr(hub.commands["c"]).startswith("<Command 'c' declared at ")
+        assert hub.commands["c"].place.partition(":")[0] == __file__
+
+    def test_a_router_s_commands_are_the_hub_s_declared_before_or_after(self):
+        hub, router, inner = Hub(), Router(), Router()
+        self.declare(inner, "first")
+        router.include_router(inner)
+        hub.include_router(router)
+        self.declare(inner, "second")
+        assert hub.commands.keys() == router.commands.keys() == inner.commands.keys() == {"first", "second"}
+
+    @pytest.mark.parametrize("nested", [False, True])
+    def test_a_second_one_is_refused_with_both_places(self, nested):
+        hub, router = Hub(), Router()
+        if nested:
+            hub.include_router(router)
+        self.declare(hub)
+        with pytest.raises(
+            ValueError, match="expected one command 'c', got a second; the first is at "
+        ) as caught:
+            self.declare(router if nested else hub)
+        assert str(caught.value).count(__file__) == 2
+        assert router.commands == {}
+
+    def test_including_what_is_declared_already_is_refused(self):
+        hub, router = Hub(), Router()
+        self.declare(hub)
+        self.declare(router)
+        with pytest.raises(ValueError, match="expected one command 'c'"):
+            hub.include_router(router)
+
+    def test_what_cannot_be_a_command_is_refused_with_the_place(self):
+        with pytest.raises(TypeError, match=rf"{__file__}:\d+: command 'c': expected parameters"):
+
+            @Hub().command("c")
+            async def command(*args): ...
