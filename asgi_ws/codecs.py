@@ -13,10 +13,20 @@ import msgspec
 from msgspec import UNSET, Raw, Struct
 
 from asgi_ws.errors import BadRequest, TooLarge
-from asgi_ws.messages import MAX_REF, MAX_REF_BYTES, MAX_REQUESTS, REQUEST_TYPES, Event, Message, Request
+from asgi_ws.messages import (
+    MAX_REF,
+    MAX_REF_BYTES,
+    MAX_REQUESTS,
+    NOTHING,
+    REQUEST_TYPES,
+    Event,
+    Message,
+    Request,
+)
 from asgi_ws.publication import Binary, Publication
 
 Payload = str | bytes
+MAX_DEPTH = 64  # of what a request carries for the application
 _JSON_SPACE = " \t\r\n"
 
 
@@ -30,8 +40,8 @@ class Invalid(NamedTuple):
 class _Envelope(Struct):
     """As much of a request as can be read when the whole cannot."""
 
-    type: Any = None
-    ref: Any = None
+    type: Raw = NOTHING
+    ref: Raw = NOTHING
 
 
 class Codec:
@@ -40,6 +50,7 @@ class Codec:
     subprotocol: ClassVar[str]
     kind: ClassVar[Literal["text", "bytes"]]
     _kind_name: ClassVar[str]
+    _null: ClassVar[bytes]
 
     def encode(self, message: Message) -> bytes:
         """Return a message as it travels; a text one as UTF-8."""
@@ -60,7 +71,7 @@ class Codec:
             BadRequest: It is no value.
         """
         try:
-            return self._decode(raw, Any)
+            return self._value(bytes(raw))
         except _BAD as error:
             raise BadRequest(
                 f"expected {what} that can be read, got something else: {_why(error)}"
@@ -102,14 +113,16 @@ class Codec:
     def _invalid(self, payload: Payload | Raw, error: Exception) -> Invalid:
         try:
             envelope: _Envelope = self._decode(payload, _Envelope)
+            type_, ref = (self._value(bytes(raw) or self._null) for raw in (envelope.type, envelope.ref))
         except _BAD:
             return Invalid(None, _reason(error))
-        ref = envelope.ref if _is_ref(envelope.ref) else None
-        if envelope.type in REQUEST_TYPES:
+        ref = ref if _is_ref(ref) else None
+        if isinstance(type_, str) and type_ in REQUEST_TYPES:
             return Invalid(ref, _reason(error))
-        return Invalid(
-            ref, f"expected type to be one of {', '.join(REQUEST_TYPES)}, got {brief(envelope.type)}"
-        )
+        return Invalid(ref, f"expected type to be one of {', '.join(REQUEST_TYPES)}, got {brief(type_)}")
+
+    def _value(self, raw: bytes) -> Any:
+        return self._decode(raw, Any)
 
     def _is_array(self, payload: Payload) -> bool:
         raise NotImplementedError
@@ -124,6 +137,7 @@ class JsonCodec(Codec):
     subprotocol = "asgi-ws.v1.json"
     kind = "text"
     _kind_name = "text"
+    _null = b"null"
 
     def __init__(self) -> None:
         self._encode = msgspec.json.Encoder().encode
@@ -154,11 +168,12 @@ class MsgpackCodec(Codec):
     subprotocol = "asgi-ws.v1.msgpack"
     kind = "bytes"
     _kind_name = "binary"
+    _null = b"\xc0"
 
     def __init__(self) -> None:
         self._encode = msgspec.msgpack.Encoder().encode
         self._decoders: dict[Any, Any] = {
-            t: msgspec.msgpack.Decoder(t).decode for t in (Request, _Envelope, list[Raw], Any)
+            t: msgspec.msgpack.Decoder(t).decode for t in (Request, _Envelope, list[Raw], dict[str, Raw], Any)
         }
 
     def encode(self, message: Message) -> bytes:
@@ -178,6 +193,20 @@ class MsgpackCodec(Codec):
             return Raw(self._encode(value))
         except OverflowError:
             return Raw(self._encode(_within_64_bits(value)))
+
+    def _value(self, raw: bytes, depth: int = 0) -> Any:
+        # Thousands of keys that are no text may all have one hash, and a dict of them takes long to make.
+        # So maps of more than 15 (map 16, map 32) are read as what they may be, and only what is around them.
+        if b"\xde" not in raw and b"\xdf" not in raw:
+            return self._decode(raw, Any)
+        if depth > MAX_DEPTH:
+            raise RecursionError
+        if self._is_array(raw):
+            return [self._value(bytes(item), depth + 1) for item in self._decode(raw, list[Raw])]
+        if 0x80 <= raw[0] <= 0x8F or raw[0] in {0xDE, 0xDF}:
+            items = self._decode(raw, dict[str, Raw]).items()
+            return {key: self._value(bytes(item), depth + 1) for key, item in items}
+        return self._decode(raw, Any)
 
     def _is_array(self, payload: Payload) -> bool:
         # https://github.com/msgpack/msgpack/blob/master/spec.md#array-format-family

@@ -78,12 +78,14 @@ class Lane:
     async def _work(self) -> None:
         task = asyncio.current_task()
         assert task is not None
-        # A session that is ending has nothing more to ask.
-        while self._waiting and self._session.phase is State.OPEN:
-            job = self._waiting.pop(0)
-            self._bytes -= job.size
-            await self._perform(job, task)
-        self._task = None
+        try:
+            # A session that is ending has nothing more to ask.
+            while self._waiting and self._session.phase is State.OPEN:
+                job = self._waiting.pop(0)
+                self._bytes -= job.size
+                await self._perform(job, task)
+        finally:
+            self._task = None
 
     async def _perform(self, job: Job, task: asyncio.Task[None]) -> None:
         self._wait(lambda: self._expire(job, task))

@@ -15,11 +15,10 @@ from typing import Any
 import msgspec
 from msgspec import Raw, inspect
 
-from asgi_ws.codecs import Codec, dump_model
+from asgi_ws.codecs import MAX_DEPTH, Codec, dump_model
 from asgi_ws.errors import BadRequest
 from asgi_ws.publication import Binary
 
-MAX_DEPTH = 64
 MAX_REASON = 400  # characters of an error that may quote what a client sent
 
 # A whole number that floats cannot hold, and browsers therefore neither, has at least so many digits.
@@ -34,9 +33,13 @@ def receive(codec: Codec, raw: Raw, what: str) -> Any:
         BadRequest: It is nested too deeply, has a number that is not finite, or what JSON does not have.
     """
     value = codec.value(raw, what)
-    if codec.kind == "bytes" or _is_suspect(bytes(raw)):
-        _check(value, what)
-    return value
+    if codec.kind == "text":
+        if _is_suspect(bytes(raw)):
+            _check(value, what)
+        return value
+    _check(value, what)
+    # What MessagePack has besides becomes what it is in JSON; but bytes that are the whole stay bytes.
+    return value if isinstance(value, bytes) else msgspec.json.decode(msgspec.json.encode(value))
 
 
 class Reader:

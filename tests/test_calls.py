@@ -11,6 +11,9 @@ from typing import Any, TypedDict
 import msgspec
 import pydantic
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis
+from hypothesis import strategies as st
 
 from asgi_ws import (
     BadRequest,
@@ -876,8 +879,55 @@ class TestHistory:
 async def test_an_idle_session_has_nothing_of_this(hub, client):
     welcome = await client.receive("welcome")
     await client.subscribe("room:1")
-    every = [one for one in gc.get_objects() if isinstance(one, Requests)]
+    every = [one for one in gc.get_objects() if type(one) is Requests]
     (requests,) = [one for one in every if one._session.id == welcome["session"]]
     assert requests._lazy_calls is None
     await asked(client, "call", command="add", params={"a": 1})
     assert requests._lazy_calls is not None
+
+
+class TestHarm:
+    """Whatever is asked is answered, once, with its ref, and the session goes on."""
+
+    names = st.sampled_from(
+        ["room:1", "room:13", "cursor", "orders", "broadcast", "user:7", "__proto__", "", "\ud7ff"]
+    )
+    junk = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(-1e9, 1e9) | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        max_leaves=5,
+    )
+    requests = st.fixed_dictionaries(
+        {"type": st.sampled_from(["call", "publish", "history"])},
+        optional={
+            "channel": names | junk,
+            "command": st.sampled_from(["add", "echo", "who", "order", "photo", "fail"]) | junk,
+            "event": st.sampled_from(["said", "moved", "any", "typed", "two", "photo"]) | junk,
+            "params": st.fixed_dictionaries({}, optional={"a": junk, "b": junk, "id": junk, "value": junk})
+            | junk,
+            "data": st.fixed_dictionaries({}, optional={"text": junk, "x": junk, "y": junk, "who": junk})
+            | junk,
+            "key": st.text(max_size=3) | junk,
+            "limit": st.integers(-1, 2000) | junk,
+            "after": st.fixed_dictionaries({}, optional={"epoch": junk, "offset": junk}) | junk,
+        },
+    )
+
+    @given(st.lists(requests, min_size=1, max_size=12), st.booleans())
+    @hypothesis(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+    def test_whatever_is_asked_is_answered_once(self, requests, at_once):
+        requests = [{**request, "ref": ref} for ref, request in enumerate(requests)]
+
+        async def main():
+            async with Hub() as hub:
+                declare(hub)
+                async with Client(hub, channels=["room:1"]) as client:
+                    messages = [json.dumps(requests)] if at_once else map(json.dumps, requests)
+                    for message in messages:
+                        client._incoming.put_nowait({"type": "websocket.receive", "text": message})
+                    answers = [await client.receive("reply", "error") for _ in requests]
+                    assert {answer.get("ref") for answer in answers} == set(range(len(requests)))
+                    assert "internal" not in {answer.get("code") for answer in answers}
+                    assert await asked(client, "call", command="add", params={"a": 1}) == 2
+
+        asyncio.run(main())

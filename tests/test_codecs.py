@@ -5,6 +5,7 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import itertools
 import json
 import math
 import uuid
@@ -301,3 +302,13 @@ def test_an_answer_says_nothing_that_is_not_set():
     }  # fmt: skip
     assert msgspec.msgpack.decode(MSGPACK.encode(Pong())) == {"type": "pong"}
     assert msgspec.msgpack.decode(MSGPACK.encode(Pong(ref=1))) == {"type": "pong", "ref": 1}
+
+
+def test_what_is_no_request_is_told_without_making_much_of_it():
+    """Thousands of keys with one hash would take a fifth of a second to be a dict."""
+    keys = itertools.islice(itertools.product((-1, -2), repeat=13), 4000)
+    many = b"\xde\x0f\xa0" + b"".join(msgspec.msgpack.encode(key) + b"\x01" for key in keys)
+    for field in (b"\xa4type", b"\xa3ref"):
+        (invalid,) = MSGPACK.requests(b"\x81" + field + many)
+        assert invalid.ref is None
+        assert invalid.message.startswith("expected a valid request, got: ")  # else it says what it has read

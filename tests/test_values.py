@@ -3,6 +3,7 @@
 import dataclasses
 import datetime as dt
 import enum
+import itertools
 import math
 import typing
 import uuid
@@ -81,6 +82,9 @@ class TestReceiving:
     @CODECS
     def test_what_is_far_too_deep_for_any_decoder_is_a_bad_request(self, codec):
         text = b"[" * 20_000 + b"]" * 20_000 if codec is JSON else b"\x91" * 20_000 + b"\x01"
+        if codec is MSGPACK:
+            with pytest.raises(BadRequest, match="nested too deeply"):
+                receive(codec, msgspec.Raw(b"\x91" * 300 + b"\xcc\xde"), "data")
         with pytest.raises(BadRequest, match="expected data that can be read.*nested too deeply"):
             receive(codec, msgspec.Raw(text), "data")
 
@@ -107,6 +111,27 @@ class TestReceiving:
     def test_keys_are_text(self, key):
         with pytest.raises(BadRequest, match="expected the keys of data to be text"):
             received(MSGPACK, {"a": {key: 1}})
+
+    def test_keys_that_all_have_one_hash_are_not_made_a_dict_of(self):
+        keys = itertools.islice(itertools.product((-1, -2), repeat=13), 4000)
+        many = b"\xde\x0f\xa0" + b"".join(msgspec.msgpack.encode(key) + b"\x01" for key in keys)
+        for payload in (many, b"\x91" + many, b"\x81\xa1a" + many):
+            with pytest.raises(BadRequest, match="Expected `str`, got `array` - at `key`"):
+                receive(MSGPACK, msgspec.Raw(payload), "data")
+
+    @given(values | st.dictionaries(st.text(), st.lists(values), min_size=16))
+    def test_large_maps_are_read_as_they_are(self, value):
+        for around in (value, [value, {"ސ߀": value}], {str(n): value for n in range(20)}):
+            assert received(MSGPACK, around) == around
+
+    def test_bytes_and_times_become_what_they_are_in_json(self):
+        now = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+        assert received(MSGPACK, {"at": now, "raw": [b"ab"]}) == {
+            "at": "2026-01-01T00:00:00Z",
+            "raw": ["YWI="],
+        }
+        assert received(MSGPACK, now) == "2026-01-01T00:00:00Z"
+        assert received(MSGPACK, b"ab") == b"ab"
 
     def test_what_json_does_not_have_is_refused(self):
         with pytest.raises(BadRequest, match="expected data to have values of JSON, got Ext"):
