@@ -110,6 +110,24 @@ class TestPublishing:
             room.publish_nowait("said", 1)
 
 
+class TestReadingEvents:
+    async def test_without_declared_events_any_data_is_taken(self):
+        assert Channel("room").read_event("any", {"a": 1}) == {"a": 1}
+        with pytest.raises(BadRequest, match="expected an event name"):
+            Channel("room").read_event("a b", 1)
+
+    async def test_an_event_that_is_declared_without_data_takes_none(self):
+        room = Channel("room", events={"done": None, "said": Message})
+
+        @room.publish_right
+        async def anyone(): ...
+
+        assert room.read_event("done", None) is None
+        assert room.read_event("said", {"text": "a"}) == Message("a")
+        with pytest.raises(BadRequest, match="expected `null`, got `int` - at `data`"):
+            room.read_event("done", 1)
+
+
 class TestSignature:
     def declare(self, function, pattern="room:{n:int}/{name}"):
         channel = Channel(pattern)

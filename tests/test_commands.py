@@ -145,6 +145,14 @@ class TestFields:
         with pytest.raises(BadRequest, match="expected `object`, got `null` - at `params`"):
             done(Command("c", command)(SESSION, None))
 
+    @pytest.mark.parametrize("kind", [Any, int | str, typing.Literal["a"], "int", dict[str, int]])
+    def test_one_of_any_other_type_is_a_field(self, kind):
+        async def command(a: kind):
+            return a
+
+        value = {dict[str, int]: {"x": 1}, typing.Literal["a"]: "a"}.get(kind, 5)
+        assert call(command, {"a": value}) == value
+
     def test_one_that_is_no_object_is_a_field(self):
         async def command(ids: list[int]):
             return ids

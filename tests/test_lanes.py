@@ -169,6 +169,19 @@ async def test_stopping_cancels_what_is_done_and_forgets_what_waits():
     assert session.told == []
 
 
+async def test_what_the_application_cancels_by_itself_is_not_the_end_of_its_lane():
+    lane, session = make()
+
+    async def cancel_itself():
+        asyncio.current_task().cancel()
+        await asyncio.sleep(0)
+
+    lane.put(job(cancel_itself))
+    await until(lambda: lane._task is None)
+    lane.put(job(pong))
+    await until(lambda: session.told)
+
+
 async def test_stopping_before_anything_was_begun_or_asked_does_nothing():
     lane, session = make()
     lane.stop()

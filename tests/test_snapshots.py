@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 import asgi_ws
 from asgi_ws import Binary, Forbidden, Hub, Position, Session, Snapshot
+from asgi_ws.node import STRETCH
+from asgi_ws.snapshots import State, take
 from asgi_ws.topic import HOLD_LIMIT
 from tests.fakes import Client, FakeBroker, publication, travel, turns, until
 from tests.servers import receive, serve, welcomed
@@ -139,6 +141,7 @@ class TestWho:
                 id = "s1"
 
             assert await plain.state_for(Someone(), {}) is None
+            assert await take(Someone(), plain, {}, 1000) == State()
             assert await room.state_for(Someone(), {}) == Snapshot([], None)
             assert room.asked == ["s1"]
 
@@ -234,6 +237,21 @@ class TestNothingIsMissing:
             assert answer["offset"] == positions[1].offset
             await room.publish("n", 6)
             assert await client.events(5) == [2, 3, 4, 5, 6]
+
+    async def test_a_position_long_past_brings_all_of_it_stretch_by_stretch(self, hub):
+        room = hub.channel("room", public=True, history=1000)
+        positions = [await room.publish("n", number) for number in range(3 * STRETCH)]
+
+        @room.snapshot
+        async def state():
+            await room.publish("n", 3 * STRETCH)
+            return Snapshot("old", positions[9])
+
+        async with Client(hub) as client:
+            answer = await client.subscribe("room")
+            assert answer["offset"] == positions[9].offset
+            await room.publish("n", 3 * STRETCH + 1)
+            assert await client.events(3 * STRETCH - 8) == list(range(10, 3 * STRETCH + 2))
 
     @pytest.mark.parametrize("there", ["too old", "another epoch"])
     async def test_a_position_that_is_no_longer_kept_is_no_beginning(self, hub, there):
