@@ -168,11 +168,15 @@ def _decoders(kind: Any) -> list[msgspec.json.Decoder[Any]]:
         if not is_model(unreadable):
             raise TypeError(f"expected a type that is read from JSON, got {_called(unreadable)}")
     try:
-        return [msgspec.json.Decoder(kind, dec_hook=_read_model)]
+        return [_decoder(kind)]
     except TypeError:
-        if not is_union(kind):
+        if len(_alternatives(kind)) == 1:
             raise
-    return [msgspec.json.Decoder(one, dec_hook=_read_model) for one in typing.get_args(kind)]
+    return [_decoder(one) for one in _alternatives(kind)]
+
+
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind, dec_hook=_read_model)
 
 
 def _custom_types(kind: Any) -> Iterator[Any]:

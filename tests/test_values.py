@@ -309,6 +309,15 @@ class TestReading:
         with pytest.raises(RuntimeError, match="hunter2"):
             Reader(Broken)({"id": 1}, "params")
 
+    def test_a_model_of_another_kind_tells_by_its_value_error(self):
+        class Homemade:
+            @classmethod
+            def model_validate_json(cls, text):
+                raise ValueError("never")
+
+        with pytest.raises(BadRequest, match="expected valid params, got: never - at `params.a`"):
+            Reader(msgspec.defstruct("Around", [("a", Homemade)]))({"a": 1}, "params")
+
     @pytest.mark.parametrize("kind", [Any, Binary])
     def test_bytes_are_binary_data_where_no_other_type_is_declared(self, kind):
         got = Reader(kind)(b"ab", "data")
@@ -322,7 +331,7 @@ class TestReading:
         with pytest.raises(TypeError, match="expected a type that is read from JSON, got"):
             Reader(kind)
 
-    @pytest.mark.parametrize("kind", [list[Point | Other], dict[int | Item, int]])
+    @pytest.mark.parametrize("kind", [list[Point | Other], dict[int | Item, int], int | list[int | Item]])
     def test_a_type_that_cannot_be_told_apart_is_refused(self, kind):
         with pytest.raises(TypeError, match="not supported"):
             Reader(kind)
