@@ -31,7 +31,7 @@ from asgi_ws import (
 from asgi_ws.lanes import MAX_JOBS
 from asgi_ws.requests import Requests
 from tests.fakes import Client, FakeBroker, travel, turns, until
-from tests.servers import DEADLINE, receive, serve, welcomed
+from tests.servers import DEADLINE, eventually, receive, serve, welcomed
 
 pytestmark = pytest.mark.anyio
 
@@ -337,6 +337,29 @@ class TestExchanges:
         assert (await peer.ask("history", channel="broadcast"))["data"]["events"] == []
         assert (await peer.ask("history", channel="user:7"))["data"]["events"] == []
         assert (await why(channel="broadcast", limit=1001))[0] == "bad_request"
+
+    @pytest.mark.parametrize("politely", [True, False])
+    async def test_a_client_that_goes_in_the_middle_of_a_call_ends_it(self, served, codec, politely):
+        begun, ended = [], []
+
+        @served.hub.command("wait")
+        async def wait():
+            begun.append(True)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append(True)
+
+        ws = await served.connect(subprotocols=[f"asgi-ws.v1.{codec}"])
+        await Peer(ws, codec).send(*({"type": "call", "command": "wait"} for _ in range(3)))
+        await eventually(lambda: begun)
+        if politely:
+            await ws.close()
+        else:
+            ws.transport.abort()
+        await eventually(lambda: ended)
+        await eventually(lambda: served.get("/ws/status").json()["active_connections"] == 0)
+        assert (len(begun), len(ended)) == (1, 1)
 
     async def test_two_hundred_calls_in_two_arrays(self, peer):
         # Both may be read before the first call is begun.
