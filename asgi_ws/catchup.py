@@ -2,7 +2,8 @@
 
 Whoever lags holds nothing of what it misses. When all that it had is written, it is fed from history: one
 stretch, and the next when that is written, until there is no more; then it is live again, without a seam.
-What history no longer has is a `gap`. Replays are fed the same way.
+What history no longer has is a `gap`, with the channel's state where it has a snapshot. Replays are fed the
+same way.
 """
 
 import asyncio
@@ -13,10 +14,12 @@ from typing import Any
 
 from asgi_ws.channels import Channel
 from asgi_ws.eager import begin, finish
-from asgi_ws.node import Node
+from asgi_ws.node import Join, Node
 from asgi_ws.router import Router
 from asgi_ws.session import Session
-from asgi_ws.topic import Subscription, Topic
+from asgi_ws.settings import Settings
+from asgi_ws.snapshots import State, align, take
+from asgi_ws.topic import Subscription, Topic, gap
 
 logger = logging.getLogger("asgi_ws")
 
@@ -28,9 +31,10 @@ PAUSE = 1.0
 class CatchUp:
     """Feeds the sessions of a run that lag behind."""
 
-    def __init__(self, node: Node, router: Router) -> None:
+    def __init__(self, node: Node, router: Router, settings: Settings) -> None:
         self._node = node
         self._router = router
+        self._settings = settings
         self._ready: dict[Session, None] = {}
         self._tasks: dict[Session, asyncio.Task[None]] = {}
         self._scheduled = False
@@ -72,7 +76,7 @@ class CatchUp:
         if found is None or topic is None:  # it has left the channel
             self._next(session)
             return
-        feeding = self._feed(session, subscription, topic, found[0])
+        feeding = self._feed(session, subscription, topic, *found)
         # A history that is at hand needs no task.
         if not self._node.broadcaster.embedded:
             self._spawn(session, feeding)
@@ -97,10 +101,16 @@ class CatchUp:
         task.add_done_callback(fed)
 
     async def _feed(
-        self, session: Session, subscription: Subscription, topic: Topic, channel: Channel
+        self,
+        session: Session,
+        subscription: Subscription,
+        topic: Topic,
+        channel: Channel,
+        params: dict[str, Any],
     ) -> None:
         try:
-            await self._feed_from_history(session, subscription, topic, channel)
+            if not await self._feed_from_history(session, subscription, topic, channel):
+                await self._lose(session, subscription, topic, channel, params)
         except Exception:
             logger.warning("channel %r could not be read from history", topic.channel, exc_info=True)
             self._again(session, subscription)
@@ -110,26 +120,57 @@ class CatchUp:
 
     async def _feed_from_history(
         self, session: Session, subscription: Subscription, topic: Topic, channel: Channel
-    ) -> None:
+    ) -> bool:
+        """Go on with one that lags; return whether nothing is lost for it."""
         if subscription.position is None:
             topic.release(subscription)
-            return
+            return True
         topic.hold(subscription)  # what is published while history is read
         stretch = await self._node.stretch(topic.channel, subscription.position, channel.retention)
         if not topic.lags(subscription):
-            return
+            return True
         if stretch is None:
-            await self._lose(subscription, topic)
-        elif stretch.more or subscription.overrun:
+            return False
+        if stretch.more or subscription.overrun:
             self._again(session, subscription)
             topic.feed(subscription, stretch.publications)
         else:
             topic.admit(subscription, subscription.position, stretch.publications)
+        return True
 
-    async def _lose(self, subscription: Subscription, topic: Topic) -> None:
-        position = await self._node.broadcaster.position(topic.channel)
+    async def _lose(
+        self,
+        session: Session,
+        subscription: Subscription,
+        topic: Topic,
+        channel: Channel,
+        params: dict[str, Any],
+    ) -> None:
+        """Say what is lost, with the channel's state, and let it hear what follows that."""
+        join = Join(await self._node.broadcaster.position(topic.channel), [], None)
+        state = State()
+        if channel.has_snapshot:
+            join, state = await self._state(session, subscription, channel, params, join)
         if topic.lags(subscription):
-            topic.lose(subscription, position)
+            session.tell(gap(topic.channel, join.position, data=state.data, binary=state.binary))
+            topic.admit(subscription, join.position, join.missed, more=join.more)
+
+    async def _state(
+        self,
+        session: Session,
+        subscription: Subscription,
+        channel: Channel,
+        params: dict[str, Any],
+        join: Join,
+    ) -> tuple[Join, State]:
+        await asyncio.sleep(0)  # from here on in a task: the application's function may need one
+        try:
+            async with asyncio.timeout(self._settings.command_timeout):
+                state = await take(session, channel, params, self._settings.max_event_bytes)
+                return await align(self._node, channel, subscription, join, state), state
+        except Exception:
+            logger.exception("the snapshot of channel %r failed; its gap has none", subscription.channel)
+            return join, State()
 
     def _again(self, session: Session, subscription: Subscription) -> None:
         if session.lagging is not None:

@@ -165,6 +165,7 @@ class Gap(Struct, tag="gap", tag_field="type"):
     offset: int | UnsetType = UNSET
     dropped: int | UnsetType = UNSET
     data: Raw | Any = UNSET
+    binary: bool | UnsetType = UNSET
 
 
 class Error(Struct, tag="error", tag_field="type"):

@@ -31,7 +31,7 @@ class Run:
         self.metrics = Metrics()
         self.node = Node(broadcaster, self.metrics)
         self.heartbeat = Heartbeat(settings.heartbeat, settings.send_timeout, self.node.pace, self.metrics)
-        self.catch_up = CatchUp(self.node, router)
+        self.catch_up = CatchUp(self.node, router, settings)
         self.sessions: dict[str, Session] = {}
         self._started = time.monotonic()
         self._empty = asyncio.Event()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from asgi_ws.codecs import Codec
 from asgi_ws.messages import Gap, Message, Moved
@@ -228,11 +228,6 @@ class Topic:
         self.metrics.events_dropped += missed - len(newest)
         self._replay(newest, subscriber)
 
-    def lose(self, subscription: Subscription, position: Position | None, data: Any = UNSET) -> None:
-        """Tell one that lags that something is lost for it, and let it hear what follows `position`."""
-        self._tell_gap(position, [subscription.subscriber], data=data)
-        self.admit(subscription, position)
-
     def _enliven(self, subscription: Subscription) -> None:
         subscription.live = True
         self._catch_up(subscription)
@@ -417,9 +412,8 @@ class Topic:
         position: Position | None,
         subscribers: Iterable[Subscriber],
         dropped: int = 0,
-        data: Any = UNSET,
     ) -> None:
-        message = gap(self.channel, position, dropped, data)
+        message = gap(self.channel, position, dropped)
         for subscriber in subscribers:
             subscriber.tell(message)
 
@@ -445,10 +439,18 @@ def _collect(batch: Batch, subscribers: Iterable[Subscriber], touched: Touched) 
     return slow
 
 
-def gap(channel: str, position: Position | None, dropped: int = 0, data: Any = UNSET) -> Gap:
+def gap(
+    channel: str,
+    position: Position | None,
+    dropped: int = 0,
+    data: Any = UNSET,
+    binary: bool | UnsetType = UNSET,
+) -> Gap:
     """Return the message that something before a position is lost, `dropped` events where that is known."""
     epoch, offset = (UNSET, UNSET) if position is None else (position.epoch, position.offset)
-    return Gap(channel=channel, epoch=epoch, offset=offset, dropped=dropped or UNSET, data=data)
+    return Gap(
+        channel=channel, epoch=epoch, offset=offset, dropped=dropped or UNSET, data=data, binary=binary
+    )
 
 
 def _follows(one: Publication | Position, position: Position | None) -> bool:

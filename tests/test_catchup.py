@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from asgi_ws import Hub, SettingsError
+from asgi_ws import Hub, Session, SettingsError, Snapshot
 from asgi_ws import topic as topics
 from asgi_ws.codecs import JSON
 from asgi_ws.node import STRETCH
@@ -103,6 +103,65 @@ class TestResync:
                 assert before == list(range(len(before)))
                 gap = next(m for m in messages if m["type"] == "gap")
                 assert (gap["offset"], messages.index(gap)) == (300, len(before))
+
+    @pytest.mark.parametrize("exact", [False, True])
+    async def test_a_gap_has_the_channels_state_where_it_has_one(self, exact):
+        async with running({"history": 50}, outbox_messages=20) as hub:
+            stock = hub.channel("stock", public=True, history=50)
+            sold = 0
+
+            @stock.snapshot
+            async def state(session: Session) -> Any:
+                position = Position(epoch, sold)
+                await asyncio.sleep(0)
+                await publish_one()  # meanwhile
+                return Snapshot({"sold": sold - 1}, position) if exact else {"sold": sold}
+
+            async def publish_one() -> None:
+                nonlocal sold
+                sold += 1
+                await hub.publish("stock", "sale", sold)
+
+            epoch = (await hub.publish("stock", "sale", 0, key="first")).epoch
+            sold = 1
+            async with Client(hub) as client:
+                await client.receive("welcome")
+                answer = await client.subscribe("stock")
+                assert answer["data"] == {"sold": answer["offset"] if exact else answer["offset"] + 1}
+                client.pause()
+                for _ in range(300):
+                    await publish_one()
+                    await turns(3)
+                client.resume()
+                while (gap := await client.receive("event", "gap"))["type"] == "event":
+                    pass
+                assert gap["data"]["sold"] == gap["offset"] + (0 if exact else 1)
+                # What was published meanwhile follows; with an exact position nothing twice.
+                assert (await client.receive("event"))["offset"] == gap["offset"] + 1
+
+    async def test_a_snapshot_that_fails_leaves_the_gap_without_one(self, caplog):
+        async with running({"history": 50}, outbox_messages=20) as hub:
+            stock = hub.channel("stock", public=True, history=50)
+            fine = True
+
+            @stock.snapshot
+            async def state(session: Session) -> Any:
+                if not fine:
+                    raise ValueError("no")
+                return 1
+
+            async with Client(hub) as client:
+                await client.receive("welcome")
+                await client.subscribe("stock")
+                fine = False
+                client.pause()
+                await publish(hub, *range(300), channel="stock")
+                client.resume()
+                gap = await client.receive("gap")
+                assert (gap["offset"], "data" in gap) == (300, False)
+                await publish(hub, 300, channel="stock")
+                assert numbers(await heard_until(client, 300))[-1] == 300
+        assert "the snapshot of channel 'stock' failed" in caplog.text
 
     async def test_without_history_the_session_ends(self):
         async with running({"history": 0}, outbox_messages=20) as hub:
