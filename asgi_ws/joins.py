@@ -10,20 +10,23 @@ from typing import Any, NamedTuple
 
 from msgspec import UNSET
 
-from asgi_ws.answers import Ref, present, refuse
+from asgi_ws import endings
+from asgi_ws.answers import Ref, present, refuse, told
 from asgi_ws.channels import Channel
 from asgi_ws.codecs import brief
 from asgi_ws.eager import begin, finish
-from asgi_ws.errors import AlreadySubscribed, BadRequest, LimitExceeded, NotFound, RequestError, Timeout
+from asgi_ws.errors import AlreadySubscribed, BadRequest, Forbidden, LimitExceeded, NotFound, RequestError
+from asgi_ws.handlers import within
 from asgi_ws.messages import MAX_REQUESTS, Subscribe, Subscribed, Unsubscribe, Unsubscribed
 from asgi_ws.node import Join, Resume
 from asgi_ws.patterns import check_channel
-from asgi_ws.router import BROADCAST, USER_PREFIX
 from asgi_ws.run import Run
 from asgi_ws.session import Session
 from asgi_ws.topic import Subscription
 
 MAX_JOINS = 8  # subscribes of one session that wait at once
+# What a subscription is ended with, by the error that its channel's function raises.
+_CODES = {"forbidden": "forbidden", "not_found": "forbidden", "unauthorized": "unauthorized"}
 
 
 class _Join(NamedTuple):
@@ -33,6 +36,7 @@ class _Join(NamedTuple):
     channel: Channel
     params: dict[str, Any]
     subscription: Subscription
+    vital: bool
 
 
 class Joins:
@@ -51,26 +55,32 @@ class Joins:
 
     def begin(self, asked: Iterable[Subscribe]) -> None:
         """Join the channels that the session has by itself, and those that its URL asks for."""
-        joins = {channel: Subscribe(channel=channel) for channel in self._own}
+        joins = {channel: Subscribe(channel=channel) for channel in self._session.own}
         for request in asked:
             if request.offset is not None or request.channel not in joins:
                 joins[request.channel] = request
         for request in joins.values():
-            self.subscribe(request)
+            self.subscribe(request, vital=request.channel == self._session.home)
 
-    def subscribe(self, request: Subscribe) -> None:
-        """Join a channel, or answer why not."""
+    def subscribe(self, request: Subscribe, *, vital: bool = False) -> None:
+        """Join a channel, or answer why not; one that is `vital` ends the session if it is refused."""
         if request.channel in self._later:
             self._postpone(request)
             return
         try:
-            join = self._admissible(request)
+            join = self._admissible(request, vital)
         except RequestError as error:
-            self._fail(error, request.ref, request.channel)
+            self._refuse(error, request, vital)
             return
         self._session.subscriptions[request.channel] = join.subscription
         self._waiting.append(join)
         self._next()
+
+    async def authorize_again(self) -> None:
+        """Ask for every channel that the session has whether it still may: it is somebody else now."""
+        held = [one for one in self._session.subscriptions.values() if one.live]
+        for start in range(0, len(held), MAX_JOINS):
+            await asyncio.gather(*map(self._ask_again, held[start : start + MAX_JOINS]))
 
     def stop(self) -> None:
         """Cancel what is still waiting: the session is gone."""
@@ -103,7 +113,7 @@ class Joins:
 
     # Subscribing: the checks at once, the application's function and the position when it is its turn.
 
-    def _admissible(self, request: Subscribe) -> _Join:
+    def _admissible(self, request: Subscribe, vital: bool) -> _Join:
         channel, held = check_channel(request.channel), self._session.subscriptions
         if channel in held:
             raise AlreadySubscribed(f"expected a channel that is not subscribed to, got {channel!r}")
@@ -115,14 +125,14 @@ class Joins:
         if request.epoch is None and request.offset:
             raise BadRequest(f'expected an epoch with the offset, or "offset":0, got {request.offset}')
         found = self._run.router.find(channel)
-        if found is None or (found[0].own and channel not in self._own):
+        if found is None or not self._may_have(channel, found[0]):
             raise NotFound(f"expected a channel of this server, got {channel!r}")
-        return _Join(request, *found, Subscription(self._session, channel, found[0].slow))
+        return _Join(request, *found, Subscription(self._session, channel, found[0].slow), vital)
 
-    @property
-    def _own(self) -> tuple[str, ...]:
-        user = self._session.user
-        return (BROADCAST,) if user is None else (BROADCAST, USER_PREFIX + user)
+    def _may_have(self, name: str, channel: Channel) -> bool:
+        """Whether a channel exists for this session, as far as its endpoint goes."""
+        session = self._session
+        return (session.endpoint.lists(channel) and not channel.own) or name in session.own
 
     def _next(self) -> None:
         while self._waiting and len(self._tasks) < MAX_JOINS:
@@ -144,20 +154,26 @@ class Joins:
         self._next()
 
     async def _join(self, join: _Join) -> None:
-        request, subscription = join.request, join.subscription
+        request, subscription, identity = join.request, join.subscription, self._session.identity
         try:
             found = await self._authorize_and_find(join)
         except Exception as error:
             self._abandon(subscription)
-            self._fail(error, request.ref, request.channel)
+            self._refuse(error, request, join.vital)
         except asyncio.CancelledError as error:
             self._abandon(subscription)
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
-            # Not we are cancelled: what the application awaited was.
-            self._fail(error, request.ref, request.channel)
+            # Not we are cancelled: what was awaited was.
+            self._refuse(error, request, join.vital)
         else:
-            self._admit(request, subscription, found)
+            if self._holds(subscription):
+                self._admit(request, subscription, found)
+            else:  # `hub.unsubscribe` was here meanwhile
+                ended = Forbidden("expected to be let in, got unsubscribed by the server")
+                self._refuse(ended, request, join.vital)
+            if self._session.identity is not identity:  # it was asked for who it no longer is
+                await self._ask_again(subscription)
         for later in self._later.pop(request.channel, ()):
             if isinstance(later, Subscribe):
                 self.subscribe(later)
@@ -168,15 +184,12 @@ class Joins:
         node, retention, resume = self._run.node, join.channel.retention, _resume(join.request)
         if not join.channel.asks:
             return await node.join(join.subscription, retention, resume)
-        seconds = self._run.settings.command_timeout
-        try:
-            async with asyncio.timeout(seconds) as deadline:
-                await join.channel.authorize(self._session, join.params)
-                return await node.join(join.subscription, retention, resume)
-        except TimeoutError as error:
-            if not deadline.expired():
-                raise
-            raise Timeout(f"expected an answer within {seconds:g} s, got none") from error
+
+        async def authorize_and_find() -> Join:
+            await join.channel.authorize(self._session, join.params)
+            return await node.join(join.subscription, retention, resume)
+
+        return await within(self._run.settings.command_timeout, authorize_and_find())
 
     def _admit(self, request: Subscribe, subscription: Subscription, found: Join) -> None:
         position = found.position
@@ -191,8 +204,45 @@ class Joins:
         self._run.node.admit(subscription, found)
 
     def _abandon(self, subscription: Subscription) -> None:
-        self._session.subscriptions.pop(subscription.channel, None)
+        if self._holds(subscription):
+            del self._session.subscriptions[subscription.channel]
         self._run.node.leave(subscription)
+
+    def _holds(self, subscription: Subscription) -> bool:
+        return self._session.subscriptions.get(subscription.channel) is subscription
+
+    # Asking again, when the session is somebody else or has a new token.
+
+    async def _ask_again(self, subscription: Subscription) -> None:
+        found = self._run.router.find(subscription.channel)
+        if found is None or not found[0].asks or not self._holds(subscription):
+            return
+        channel, params = found
+        try:
+            await within(self._run.settings.command_timeout, channel.authorize(self._session, params))
+        except Exception as error:
+            if self._holds(subscription):
+                self._revoke(subscription, error)
+
+    def _revoke(self, subscription: Subscription, error: Exception) -> None:
+        channel = subscription.channel
+        known = told(error, self._session)
+        self._abandon(subscription)
+        if channel == self._session.home:
+            self._session.end(endings.of_error(known))
+            return
+        # Where it could not be asked the right is not known, and so it is none: for now.
+        code = _CODES.get(known.code, "failed")
+        message = Unsubscribed(
+            channel=channel, code=code, message=str(known) or code, resubscribe=code == "failed"
+        )
+        self._session.tell(message)
+
+    def _refuse(self, error: BaseException, request: Subscribe, vital: bool) -> None:
+        if vital:
+            self._session.end(endings.of_error(told(error, self._session)))
+        else:
+            self._fail(error, request.ref, request.channel)
 
     def _fail(self, error: BaseException, ref: Ref, channel: str | None = None) -> None:
         refuse(self._session, self._run.metrics, error, ref, channel)

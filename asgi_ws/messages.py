@@ -17,6 +17,7 @@ MAX_REF_BYTES = 64
 Ref = Annotated[int, Meta(ge=-MAX_REF, le=MAX_REF)] | Annotated[str, Meta(max_length=MAX_REF_BYTES)]
 Offset = Annotated[int, Meta(ge=0, le=MAX_REF)]
 Epoch = Annotated[str, Meta(max_length=64)]
+Token = Annotated[str, Meta(min_length=1)]
 
 
 # What clients send.
@@ -38,6 +39,16 @@ class Unsubscribe(Struct, tag="unsubscribe", tag_field="type"):
     ref: Ref | None = None
 
 
+class Auth(Struct, tag="auth", tag_field="type"):
+    """Say who you are, or say it again before the token expires."""
+
+    token: Token
+    ref: Ref | None = None
+
+    def __repr__(self) -> str:
+        return f"Auth(token=***, ref={self.ref!r})"  # a token is in no log
+
+
 class Ping(Struct, tag="ping", tag_field="type"):
     """Are you there? From either side."""
 
@@ -50,8 +61,8 @@ class Pong(Struct, tag="pong", tag_field="type"):
     ref: Ref | UnsetType | None = UNSET
 
 
-Request = Subscribe | Unsubscribe | Ping | Pong
-REQUEST_TYPES = ("subscribe", "unsubscribe", "ping", "pong")
+Request = Subscribe | Unsubscribe | Auth | Ping | Pong
+REQUEST_TYPES = ("subscribe", "unsubscribe", "auth", "ping", "pong")
 
 
 # What the server sends.
@@ -67,6 +78,7 @@ class Welcome(Struct, tag="welcome", tag_field="type"):
     user: str | None
     time: int
     pong: bool | UnsetType = UNSET
+    auth: str | UnsetType = UNSET
 
 
 class Subscribed(Struct, tag="subscribed", tag_field="type"):
@@ -119,6 +131,13 @@ class Gap(Struct, tag="gap", tag_field="type"):
     data: Raw | Any = UNSET
 
 
+class Reply(Struct, tag="reply", tag_field="type"):
+    """A request succeeded; what `data` is depends on the request."""
+
+    ref: Ref | UnsetType = UNSET
+    data: Any = None
+
+
 class Error(Struct, tag="error", tag_field="type"):
     """A request failed; the connection stays."""
 
@@ -138,4 +157,4 @@ class Disconnect(Struct, tag="disconnect", tag_field="type"):
     delay: tuple[float, float] | UnsetType = UNSET
 
 
-Message = Welcome | Subscribed | Unsubscribed | Event | Moved | Gap | Error | Disconnect | Ping | Pong
+Message = Welcome | Subscribed | Unsubscribed | Event | Moved | Gap | Reply | Error | Disconnect | Ping | Pong

@@ -31,6 +31,7 @@ DEFAULTS = {
     "prefix": "/ws",
     "heartbeat": 25.0,
     "send_timeout": 10.0,
+    "auth_timeout": 10.0,
     "command_timeout": 10.0,
     "history": 100,
     "history_ttl": 300.0,
@@ -47,11 +48,14 @@ DEFAULTS = {
     "allowed_origins": (),
     "refuse": "close",
     "fast": True,
+    "require_auth": False,
+    "token_cookie": None,
+    "token_in_query": False,
     "api_key": None,
     "public_stats": False,
     "live": False,
 }
-DURATIONS = ["heartbeat", "send_timeout", "command_timeout", "history_ttl", "position_ttl"]
+DURATIONS = ["heartbeat", "send_timeout", "auth_timeout", "command_timeout", "history_ttl", "position_ttl"]
 SIZES = ["outbox_bytes", "max_message_bytes", "max_event_bytes"]
 SIZES_OR_0 = ["history_channel_bytes", "history_bytes"]
 COUNTS = ["outbox_messages", "max_subscriptions", "max_connections"]
