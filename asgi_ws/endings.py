@@ -73,7 +73,6 @@ def of_application(code: int, reason: str) -> Ending:
 
 
 _OF_ERRORS = {
-    "internal": INTERNAL,
     "bad_request": BAD_HANDSHAKE,
     "unauthorized": UNAUTHORIZED,
     "forbidden": FORBIDDEN,
@@ -83,8 +82,8 @@ _OF_ERRORS = {
 
 
 def of_error(error: BaseException) -> Ending:
-    """Return how a session ends that an error leaves nothing of; only a `RequestError` gives its reason."""
-    if not isinstance(error, RequestError):
+    """Return how a session ends that an error leaves nothing of; one of the server's own gives no reason."""
+    if not isinstance(error, RequestError) or error.code == RequestError.code:
         return INTERNAL
     ending = _OF_ERRORS.get(error.code, TRY_LATER)
     return ending.because(str(error) or ending.reason)

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
+from starlette.datastructures import QueryParams
+
 from asgi_ws import settings
 from asgi_ws.auth import Authenticate
 from asgi_ws.errors import BadRequest, NotFound, SettingsError
@@ -130,12 +132,12 @@ class Endpoint:
         """Whether its sessions may call a command."""
         return self.everything or command in self.commands
 
-    def home(self, params: Mapping[str, Any], query: Iterable[tuple[str, str]]) -> str | None:
+    def home(self, params: Mapping[str, Any], query: QueryParams) -> str | None:
         """Return the channel that a session of a URL has from the start, `None` where it has none.
 
         Args:
             params: The path's parameters, read, and perhaps those of a mount around it.
-            query: The pairs of the query.
+            query: The query's, of which a source reads its own.
 
         Raises:
             NotFound: No channel can be called so.
@@ -143,7 +145,7 @@ class Endpoint:
         """
         params = {name: params[name] for name in self.path.params}
         if self._source is not None:
-            return self._source.name_for(_parameters(query, params))
+            return self._source.name_for(_parameters(query.multi_items(), params))
         if self._home is None:
             return None if self.channel is None else self.channel.text
         try:

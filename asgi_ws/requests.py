@@ -53,6 +53,8 @@ class Requests:
 
     def receive(self, payload: Payload) -> None:
         """Take a message from the client. Never raises: what is wrong with it is answered."""
+        if self._session.ending is not None:
+            return  # there will be no answer
         self._session.heard = time.monotonic()
         self._run.metrics.messages_received += 1
         if size_of(payload) > self._run.settings.max_message_bytes:

@@ -10,6 +10,7 @@ from asgi_ws import endings, errors
 from asgi_ws.messages import (
     MAX_REF,
     REQUEST_TYPES,
+    Auth,
     Disconnect,
     Error,
     Event,
@@ -18,6 +19,7 @@ from asgi_ws.messages import (
     Moved,
     Ping,
     Pong,
+    Reply,
     Request,
     Subscribe,
     Subscribed,
@@ -67,6 +69,15 @@ SAID = {
         Gap(channel="a", epoch="e", offset=9, dropped=3),
         {"channel": "a", "epoch": "e", "offset": 9, "dropped": 3},
     ),
+    "welcome where who it is has to be said": (
+        Welcome(session="s", protocol=1, features=[], heartbeat=25.0, user=None, time=5, auth="required"),
+        {
+            "session": "s", "protocol": 1, "features": [], "heartbeat": 25.0, "user": None, "time": 5,
+            "auth": "required",
+        },
+    ),
+    "reply": (Reply(), {"data": None}),
+    "reply with all": (Reply(ref=7, data={"user": "7"}), {"ref": 7, "data": {"user": "7"}}),
     "error": (Error(code="c", message="m"), {"code": "c", "message": "m"}),
     "error with all": (
         Error(code="c", message="m", ref="r", channel="a", retry_after=1.5),
@@ -114,6 +125,7 @@ def read(**request: Any) -> Any:
             Subscribe("a", None, "e", MAX_REF),
         ),
         ({"type": "unsubscribe", "channel": "a", "ref": -MAX_REF}, Unsubscribe("a", -MAX_REF)),
+        ({"type": "auth", "token": "abc", "ref": 7}, Auth("abc", 7)),
         ({"type": "ping", "ref": "x" * 64, "later": 1}, Ping(ref="x" * 64)),
         ({"type": "pong"}, Pong(ref=UNSET)),
     ],
@@ -137,12 +149,19 @@ def test_a_request_is_read(request_, message):
         {"type": "subscribe", "channel": "a", "offset": "1"},
         {"type": "subscribe", "channel": "a", "epoch": "x" * 65, "offset": 1},
         {"type": "unsubscribe"},
+        {"type": "auth"},
+        {"type": "auth", "token": ""},
+        {"type": "auth", "token": None},
         {"type": "ping", "ref": True},
     ],
 )
 def test_a_request_that_is_none_is_not_read(request_):
     with pytest.raises(msgspec.ValidationError):
         read(**request_)
+
+
+def test_a_token_is_in_no_log():
+    assert repr(Auth("secret", 7)) == "Auth(token=***, ref=7)"
 
 
 # Error codes and close codes, which other people's programs depend on.
@@ -173,7 +192,7 @@ def test_each_ending_has_the_code_of_the_contract():
     named = {name: value.code for name, value in vars(endings).items() if isinstance(value, endings.Ending)}
     assert named.items() >= {
         "NORMAL": 1000, "TOO_BIG": 1009, "INTERNAL": 1011, "RESTART": 1012, "TRY_LATER": 1013,
-        "UNAUTHORIZED": 4001, "FORBIDDEN": 4003, "NO_SUCH": 4004, "DISCONNECTED": 4010,
+        "UNAUTHORIZED": 4001, "FORBIDDEN": 4003, "NO_SUCH": 4004, "DISCONNECTED": 4010, "AUTH_TIMED_OUT": 4012,
         "OVER_CAPACITY": 4100, "TOO_SLOW": 4102, "EXPIRED": 4103, "NO_SIGN_OF_LIFE": 4105,
     }.items()  # fmt: skip
 

@@ -125,7 +125,7 @@ def _resume(text: str) -> Subscribe:
 
 def _home(connection: HTTPConnection, endpoint: Endpoint) -> str | None:
     try:
-        return endpoint.home(connection.path_params, connection.query_params.multi_items())
+        return endpoint.home(connection.path_params, connection.query_params)
     except RequestError as error:
         why = "query" if error.code == "bad_request" else "channel"
         raise Refused(endings.of_error(error), why) from error
