@@ -34,13 +34,18 @@ _converters = re.compile(r":\w+(?=\})")
 
 
 class Declared(Protocol):
-    """A declared channel, as far as an endpoint knows it."""
+    """What is declared about a channel, as far as an endpoint knows it: a channel's, or a source's."""
 
-    pattern: Pattern
     own: bool
 
 
-class Source(Protocol):
+class Channel(Declared, Protocol):
+    """A declared channel, as far as an endpoint knows it."""
+
+    pattern: Pattern
+
+
+class Source(Declared, Protocol):
     """A declared source, as far as an endpoint knows it."""
 
     def name_for(self, query: Mapping[str, str], /) -> str:
@@ -68,7 +73,7 @@ class Endpoint:
         authenticate: Who a session is; `None`: `@hub.authenticate` says it.
         origins: The only pages that may connect, in place of `ALLOWED_ORIGINS` and the same origin.
         source: The source that its sessions watch from the start; its parameters are the query's.
-        channels: Declared channels that its sessions may subscribe to besides.
+        channels: Declared channels, and sources by name, that its sessions may subscribe to besides.
         commands: Commands that its sessions may call.
         broadcast: Its sessions have the channel `broadcast`.
         user: Its sessions have the channel `user:<id>` of their user.
@@ -84,12 +89,12 @@ class Endpoint:
         self,
         path: str,
         *,
-        channel: str | Declared | None = None,
+        channel: str | Channel | None = None,
         kind: str | None = None,
         authenticate: Authenticate | None = None,
         origins: Iterable[str] | None = None,
         source: str | None = None,
-        channels: Iterable[str | Declared] = (),
+        channels: Iterable[str | Channel] = (),
         commands: Iterable[str] = (),
         broadcast: bool = False,
         user: bool = False,
@@ -110,9 +115,9 @@ class Endpoint:
         self.kind = self._kind() if kind is None else _check_kind(kind)
         self._check()
         # Found in what is declared, when the hub starts.
-        self._home: Declared | None = None
+        self._home: Channel | None = None
         self._source: Source | None = None
-        self._listed: frozenset[str] = frozenset()
+        self._listed: frozenset[Declared] = frozenset()
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.path.text!r} declared at {self.place}>"
@@ -124,9 +129,9 @@ class Endpoint:
         if self.user and user is not None:
             yield USER_PREFIX + user
 
-    def lists(self, channel: Declared) -> bool:
-        """Whether its sessions may subscribe to a declared channel, as far as the endpoint goes."""
-        return self.everything or channel.pattern.text in self._listed
+    def lists(self, declared: Declared) -> bool:
+        """Whether its sessions may subscribe to a declared channel or source, as far as the endpoint goes."""
+        return self.everything or declared in self._listed
 
     def allows(self, command: str) -> bool:
         """Whether its sessions may call a command."""
@@ -161,14 +166,16 @@ class Endpoint:
         """
         self._home = None if self.channel is None else self._find_home(declared)
         self._source = None if self.source is None else self._find_source(declared)
-        self._listed = frozenset(self._find(one, declared).pattern.text for one in self.channels)
+        self._listed = frozenset(
+            _sources(declared).get(one) or self._find(one, declared) for one in self.channels
+        )
         if self.commands:
             known = getattr(declared, "commands", {})
             for command in sorted(self.commands):
                 if command not in known:
                     raise self._undeclared("command", command, known)
 
-    def _find_home(self, declared: Declarations) -> Declared | None:
+    def _find_home(self, declared: Declarations) -> Channel | None:
         assert self.channel is not None
         found = self._find(self.channel.text, declared)
         # One name of a pattern has no parameters left.
@@ -180,21 +187,21 @@ class Endpoint:
             )
         return found if self.channel.params else None
 
-    def _find(self, text: str, declared: Declarations) -> Declared:
+    def _find(self, text: str, declared: Declarations) -> Channel:
         """Find a channel by its pattern, with converters or without; or one name of a pattern."""
         # The hub's own are had by `broadcast=True` and `user=True`, for they are each user's own.
-        known: list[Declared] = [entry.value for entry in declared.channels if not entry.value.own]
+        known: list[Channel] = [entry.value for entry in declared.channels if not entry.value.own]
         for channel in known:
             if text in {channel.pattern.text, _bare(channel.pattern.text)}:
                 return channel
         found = None if "{" in text else declared.find(text)
         if found is None or found[0].own:
             raise self._undeclared("channel", text, [channel.pattern.text for channel in known])
-        one: Declared = found[0]
+        one: Channel = found[0]
         return one
 
     def _find_source(self, declared: Declarations) -> Source:
-        known: Mapping[str, Source] = getattr(declared, "sources", {})
+        known = _sources(declared)
         assert self.source is not None
         if self.source not in known:
             raise self._undeclared("source", self.source, known)
@@ -252,7 +259,12 @@ def _path(text: str) -> Pattern:
     return Pattern(text.removesuffix("/"))
 
 
-def _text(channel: str | Declared) -> str:
+def _sources(declared: Declarations) -> Mapping[str, Source]:
+    sources: Mapping[str, Source] = getattr(declared, "sources", {})
+    return sources
+
+
+def _text(channel: str | Channel) -> str:
     if isinstance(channel, str):
         return channel
     pattern = getattr(channel, "pattern", None)

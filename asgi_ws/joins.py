@@ -125,14 +125,9 @@ class Joins:
         if request.epoch is None and request.offset:
             raise BadRequest(f'expected an epoch with the offset, or "offset":0, got {request.offset}')
         found = self._run.router.find(channel)
-        if found is None or not self._may_have(channel, found[0]):
+        if found is None or not self._session.may_have(channel, found[0]):
             raise NotFound(f"expected a channel of this server, got {channel!r}")
         return _Join(request, *found, Subscription(self._session, channel, found[0].slow), vital)
-
-    def _may_have(self, name: str, channel: Channel) -> bool:
-        """Whether a channel exists for this session, as far as its endpoint goes."""
-        session = self._session
-        return (session.endpoint.lists(channel) and not channel.own) or name in session.own
 
     def _next(self) -> None:
         while self._waiting and len(self._tasks) < MAX_JOINS:

@@ -11,6 +11,7 @@ _PACKED = (
     "scheme", "http_version", "path", "raw_path", "root_path", "query_string", "headers", "client", "server",
     "subprotocols",
 )  # fmt: skip
+_HEADERS = _PACKED.index("headers")
 # Objects of the application's, its framework's and its middleware's.
 _KEPT = ("app", "state", "user", "auth", "session", "path_params")
 
@@ -24,7 +25,9 @@ class Memo:
     __slots__ = ("_kept", "_packed")
 
     def __init__(self, scope: Scope) -> None:
-        self._packed = _encode([scope.get(key) for key in _PACKED])
+        packed = [scope.get(key) for key in _PACKED]
+        packed[_HEADERS] = [tuple(header) for header in scope["headers"]]  # any iterables, says ASGI
+        self._packed = _encode(packed)
         self._kept = tuple(scope.get(key) or None for key in _KEPT)
 
     def __repr__(self) -> str:
@@ -34,7 +37,7 @@ class Memo:
     def connection(self) -> HTTPConnection:
         """The handshake's connection, made anew."""
         packed = dict(zip(_PACKED, _decode(self._packed), strict=True))
-        packed["headers"] = [(name, value) for name, value in packed["headers"] or ()]
+        packed["headers"] = [(name, value) for name, value in packed["headers"]]
         for key in ("client", "server"):
             packed[key] = None if packed[key] is None else tuple(packed[key])
         kept = dict(zip(_KEPT, self._kept, strict=True))

@@ -186,9 +186,8 @@ def _local(scope: Scope) -> Scope:
 def _below(local: Scope) -> str:
     """Return the path below the mount, as Starlette's router sees it."""
     path: str = local["path"]
-    root = local.get("root_path", "")
-    below = path.removeprefix(root)
-    return below if below.startswith("/") else path
+    below = path.removeprefix(local.get("root_path", ""))
+    return below if below.startswith("/") or not below else path
 
 
 def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> Response:

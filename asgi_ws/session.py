@@ -16,7 +16,7 @@ from asgi_ws import endings
 from asgi_ws.auth import Identity
 from asgi_ws.codecs import Codec, encode_data
 from asgi_ws.endings import Ending
-from asgi_ws.endpoints import Endpoint
+from asgi_ws.endpoints import Declared, Endpoint
 from asgi_ws.messages import PROTOCOL, Disconnect, Message, Ping, Welcome
 from asgi_ws.metrics import Metrics
 from asgi_ws.outbox import Batch, Outbox, Pace
@@ -185,6 +185,10 @@ class Session:
         self.end(endings.of_application(code, reason))
 
     # For the fan-out, the requests and the heartbeat: nothing of this waits.
+
+    def may_have(self, channel: str, declared: Declared) -> bool:
+        """Whether a channel exists for this session, as far as its endpoint goes."""
+        return (self.endpoint.lists(declared) and not declared.own) or channel in self.own
 
     def welcome(self, features: list[str], *, pong: bool, pending: bool = False) -> None:
         """Begin; `pong` asks the client for signs of life, where the server has no pings of its own.

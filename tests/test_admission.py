@@ -20,7 +20,7 @@ from asgi_ws.messages import MAX_REQUESTS
 from asgi_ws.session import MOVES, Move, State
 from asgi_ws.settings import Settings
 from tests.fakes import Client, FakeBroker, turns, until
-from tests.servers import eventually, receive, send, serve
+from tests.servers import SERVERS, eventually, receive, send, serve
 from tests.test_auth import connection
 
 pytestmark = pytest.mark.anyio
@@ -485,6 +485,26 @@ class TestAuth:
                 await client.receive("reply")
             assert count[0] == MAX_AUTHS + 1
 
+    async def test_a_stop_in_the_middle_of_it_leaves_no_session(self):
+        hub, asked = Hub(), asyncio.Event()
+
+        @hub.authenticate
+        async def who(connection, token):
+            if token is None:
+                raise Unauthorized
+            asked.set()
+            await asyncio.Event().wait()
+
+        async with Client(hub) as client:
+            async with hub:
+                await client.receive("welcome")
+                client.send(type="auth", token="ann")
+                await asked.wait()
+                run = hub._lifecycle.run
+            await client.ended()
+            assert client.closed["code"] == 1012
+            assert not run.sessions
+
     async def test_a_client_that_is_gone_while_it_is_asked_leaves_nothing(self):
         hub, asked, gone = Hub(), asyncio.Event(), asyncio.Event()
 
@@ -821,6 +841,54 @@ class TestHooks:
             await until(lambda: len(hub.log) == 2)
         assert hub.log == [("come", None), ("go", None, 4003, "banned")]
 
+    async def test_a_router_brings_its_authenticate_and_two_are_refused(self):
+        async def ann(connection, token):
+            return Identity("ann")
+
+        async def bob(connection, token):
+            return Identity("bob")
+
+        hub, router, inner = Hub(), Router(), Router()
+        router.include_router(inner)
+        hub.include_router(router)
+        assert inner.authenticate(ann) is ann
+        assert hub.authenticator is ann
+        another = Router()
+        another.authenticate(bob)
+        with pytest.raises(ValueError, match="expected one authenticate function, got .*ann and .*bob"):
+            hub.include_router(another)
+        with pytest.raises(TypeError, match="expected authenticate to be async"):
+            hub.authenticate(lambda connection, token: None)
+        late = Hub()
+        late.include_router(another)
+        async with late, Client(late) as client:
+            assert (await client.receive("welcome"))["user"] == "bob"
+
+    def test_their_repr_says_how_many(self):
+        assert repr(self.hub().hooks) == "<Hooks 1 on_connect, 1 on_disconnect>"
+
+    async def test_a_stop_while_the_handshake_is_answered_leaves_no_session(self):
+        hub, answering, go = Hub(), asyncio.Event(), asyncio.Event()
+
+        async def app(scope, receive, send):
+            async def slowly(message):
+                if message["type"] == "websocket.accept":
+                    answering.set()
+                    await go.wait()
+                await send(message)
+
+            await hub(scope, receive, slowly)
+
+        async with hub:
+            client = Client(app)
+            await client.__aenter__()
+            await answering.wait()
+            run = hub._lifecycle.run
+        go.set()
+        await client.ended()
+        assert client.closed["code"] == 1012
+        assert not run.sessions
+
     @pytest.mark.parametrize("which", ["on_connect", "on_disconnect"])
     def test_what_is_no_hook_is_refused(self, which):
         def sync(session, connection): ...
@@ -1089,8 +1157,8 @@ def served_app(hub, server):
     return Starlette(routes=[Mount("/ws", hub)], lifespan=hub.lifespan)
 
 
-@pytest.mark.parametrize("server", ["uvicorn", "fast", "hypercorn"])
 class TestOnAServer:
+    @pytest.mark.parametrize("server", SERVERS)
     async def test_the_exchange_of_a_pending_session(self, server):
         hub = asking()
         log = []
@@ -1121,6 +1189,7 @@ class TestOnAServer:
             assert log[0] == ("ann", "me")
             assert log[1] in {1000, 1005, 1006}  # hypercorn does not say what the client said
 
+    @pytest.mark.parametrize("server", ["uvicorn", "fast", "wsproto", "hypercorn"])  # granian: see its `close`
     async def test_time_runs_out_for_a_hundred_pending_sessions(self, server):
         hub = asking(auth_timeout=0.5)
         with serve(served_app(hub, server), server) as served:
@@ -1135,6 +1204,7 @@ class TestOnAServer:
             assert await asyncio.gather(*(one() for _ in range(100))) == [4012] * 100
             assert served.get("/ws/status").json()["active_connections"] == 0
 
+    @pytest.mark.parametrize("server", SERVERS)
     async def test_a_client_that_drops_in_the_middle_of_each_step(self, server):
         hub, steps = Hub(), {name: asyncio.Event() for name in ("authenticate", "auth", "on_connect")}
         counts = dict.fromkeys([*steps, "disconnect"], 0)

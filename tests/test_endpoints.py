@@ -283,6 +283,8 @@ class TestRefused:
 
 class TestSources:
     class Power:
+        own = False
+
         def name_for(self, query):
             if set(query) != {"module"}:
                 raise BadRequest(f"expected module, got {', '.join(sorted(query)) or 'nothing'}")
@@ -319,6 +321,13 @@ class TestSources:
         async with hub, Client(hub, "/power", query_string=query) as client:
             assert await ending(client) == (1008, reason)
             assert hub.stats()["rejected"] == {"query": 1}
+
+    async def test_one_may_be_listed_by_its_name(self):
+        hub = self.hub()
+        endpoint = hub.endpoint("/page", broadcast=True, channels=["power"])
+        async with hub:
+            assert endpoint.lists(hub.sources["power"])
+            assert not endpoint.lists(self.Power())
 
     async def test_one_that_nothing_declares_stops_the_start(self):
         hub = Hub()
@@ -513,6 +522,20 @@ async def test_on_a_server_wherever_the_hub_is_mounted(server, mounted):
         assert (plain.status_code, plain.json()["code"]) == (426, "bad_request")
         assert served.post(prefix + "/dialogs/5").status_code == 405
         assert served.get(prefix + "/dialogs/x").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "found"), [("/ws", False), ("/ws/", False), ("/ws/ws", True), ("/ws/ws/", True)]
+)
+async def test_the_path_is_that_below_the_mount(path, found):
+    hub = Hub()
+    hub.endpoint("/ws", broadcast=True)
+    async with hub:
+        async with Client(hub, path, root_path="/ws") as client:
+            if found:
+                assert (await joined(client))[1] == ["broadcast"]
+            else:
+                assert (await ending(client))[0] == 4004
 
 
 async def test_middleware_passes_on_what_is_no_endpoint():
