@@ -21,7 +21,7 @@ from asgi_ws.messages import MAX_REQUESTS, Subscribe, Subscribed, Unsubscribe, U
 from asgi_ws.node import Join, Resume
 from asgi_ws.patterns import check_channel
 from asgi_ws.run import Run
-from asgi_ws.session import Session
+from asgi_ws.session import Session, State
 from asgi_ws.topic import Subscription
 
 MAX_JOINS = 8  # subscribes of one session that wait at once
@@ -164,7 +164,8 @@ class Joins:
         else:
             if self._holds(subscription):
                 self._admit(request, subscription, found)
-            else:  # `hub.unsubscribe` was here meanwhile
+            else:  # unsubscribed by the hub meanwhile, or gone, and the application took no notice
+                self._run.node.leave(subscription)
                 ended = Forbidden("expected to be let in, got unsubscribed by the server")
                 self._refuse(ended, request, join.vital)
             if self._session.identity is not identity:  # it was asked for who it no longer is
@@ -204,7 +205,8 @@ class Joins:
         self._run.node.leave(subscription)
 
     def _holds(self, subscription: Subscription) -> bool:
-        return self._session.subscriptions.get(subscription.channel) is subscription
+        held = self._session.subscriptions.get(subscription.channel) is subscription
+        return held and self._session.phase is not State.CLOSED
 
     # Asking again, when the session is somebody else or has a new token.
 

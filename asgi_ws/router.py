@@ -127,7 +127,8 @@ class Router:
     def on_disconnect(self, function: OnDisconnect) -> OnDisconnect:
         """Decorate a function of (session, code, reason) that is called once when a session is gone.
 
-        It is called for every session whose `on_connect` has finished, when the hub stops as well.
+        It is called for every session whose `on_connect` has finished, when the hub stops as well;
+        `session.channels` has those that it had at its end.
 
         Raises:
             TypeError: It is not async, or takes other arguments.

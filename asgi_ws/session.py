@@ -97,8 +97,8 @@ class Session:
 
     __slots__ = (
         "_catch_up", "_metrics", "_outbox", "_pace", "_settings", "_slow", "app", "codec", "connected_at",
-        "direct", "ending", "endpoint", "heard", "home", "id", "identity", "lagging", "link", "phase", "pongs",
-        "progress", "state", "subscriptions", "transport",
+        "direct", "ending", "endpoint", "heard", "home", "id", "identity", "lagging", "link", "phase",
+        "pongs", "progress", "state", "subscriptions", "transport",
     )  # fmt: skip
 
     def __init__(

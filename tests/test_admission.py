@@ -764,6 +764,42 @@ class TestHooks:
         assert seen == ["ann"]
         assert hub.log == [("come", "ann"), ("go", "ann", 1001, "")]
 
+    async def test_the_channels_that_a_session_had_are_still_known(self):
+        hub, channels = Hub(), []
+        hub.channel("orders", public=True)
+
+        @hub.on_disconnect
+        async def go(session, code, reason):
+            channels.extend(session.channels)
+
+        async with hub:
+            async with Client(hub, channels=["orders"]) as client:
+                for _ in range(2):
+                    await client.receive("subscribed")
+            await until(lambda: channels)
+            assert (await hub.status())["subscriptions"] == 0
+        assert sorted(channels) == ["broadcast", "orders"]
+
+    async def test_a_channels_function_that_cannot_be_stopped_leaves_nothing(self):
+        hub, began, ended = Hub(), asyncio.Event(), asyncio.Event()
+
+        @hub.channel("room")
+        async def room():
+            began.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                ended.set()
+
+        async with hub:
+            async with Client(hub, channels=["room"]) as client:
+                await began.wait()
+                client.leave()
+            await ended.wait()
+            await turns()
+            status = await hub.status()
+            assert (status["subscriptions"], status["channels"]) == (0, 0)
+
     async def test_the_ending_of_the_servers_is_told(self):
         hub = self.hub()
         async with hub, Client(hub, query_string=b"name=ann") as client:
@@ -1189,7 +1225,9 @@ class TestOnAServer:
             assert log[0] == ("ann", "me")
             assert log[1] in {1000, 1005, 1006}  # hypercorn does not say what the client said
 
-    @pytest.mark.parametrize("server", ["uvicorn", "fast", "wsproto", "hypercorn"])  # granian: see its `close`
+    @pytest.mark.parametrize(
+        "server", ["uvicorn", "fast", "wsproto", "hypercorn"]
+    )  # granian: see its `close`
     async def test_time_runs_out_for_a_hundred_pending_sessions(self, server):
         hub = asking(auth_timeout=0.5)
         with serve(served_app(hub, server), server) as served:
