@@ -131,6 +131,7 @@ class WebSocketLink:
             elif session.ending is None:
                 await self._rest()
             else:
+                self._stop_reading(after=CLOSE_TIMEOUT)  # granian does not close while somebody reads
                 await self._send(_close(session.ending))
                 return
 
