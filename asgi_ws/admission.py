@@ -224,6 +224,7 @@ class Admission:
         if session.phase is State.PENDING:
             if self._timer is not None:
                 self._timer.cancel()
+                self._timer = None
             return session.admit(identity)
         if identity is not None and session.user not in {None, identity.user}:
             raise Forbidden("expected a token of the session's user, got another user's")

@@ -4,21 +4,25 @@ import asyncio
 import contextvars
 import gc
 import logging
+import threading
 import time
 import weakref
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from websockets.exceptions import ConnectionClosed
 
-from asgi_ws import Forbidden, Hub, Identity, NotFound, Router, Session, Unauthorized
+from asgi_ws import Forbidden, Hub, HubMiddleware, Identity, NotFound, Router, Session, Unauthorized
 from asgi_ws.admission import MAX_AUTHS
 from asgi_ws.auth import find_token
 from asgi_ws.memo import Memo
 from asgi_ws.messages import MAX_REQUESTS
 from asgi_ws.session import MOVES, Move, State
 from asgi_ws.settings import Settings
+from asgi_ws.transports.bypass import bypassed
 from tests.fakes import Client, FakeBroker, turns, until
 from tests.servers import SERVERS, eventually, receive, send, serve
 from tests.test_auth import connection
@@ -1177,6 +1181,71 @@ class TestHooks:
         assert [entry[0] for entry in hub.log] == ["come", "go"] * 3
 
 
+class TestWhateverAClientSends:
+    REQUESTS = st.lists(
+        st.sampled_from(["ping", "subscribe", "unsubscribe", "auth ann", "auth bob", "auth bad", "wait"]),
+        max_size=30,
+    )
+
+    @given(requests=REQUESTS, hooked=st.booleans(), slow=st.booleans())
+    @settings(max_examples=100, deadline=None)
+    def test_each_request_has_one_answer_and_nothing_comes_before_it_is_known_who_asks(
+        self, requests, hooked, slow
+    ):
+        asyncio.run(self.exchange(requests, hooked, slow))
+
+    async def exchange(self, requests, hooked, slow):
+        hub, told = asking(), []
+
+        async def pause(*_):
+            for _ in range(3 * slow):
+                await asyncio.sleep(0)
+
+        @hub.channel("room")
+        async def room():
+            await pause()
+
+        if hooked:
+            hub.on_connect(self.hook(pause))
+        async with hub, Client(hub, channels=["room"]) as client:
+            for ref, request in enumerate(requests):
+                if request == "wait":
+                    await asyncio.sleep(0)
+                    continue
+                kind, _, token = request.partition(" ")
+                client.send(type=kind, ref=ref, **({"token": token} if token else {"channel": "room"}))
+            client.send(type="ping", ref="end")
+            await hub.publish("room", "said", 1)
+            answered = {ref for ref, request in enumerate(requests) if request != "wait"} | {"end"}
+            while answered - {message.get("ref") for message in told}:
+                told.append(await client.receive())
+            refs = [message["ref"] for message in told if "ref" in message]
+            assert len(refs) == len(set(refs))
+            self.check(told, dict(enumerate(requests)))
+
+    def hook(self, pause):
+        async def come(session, connection):
+            assert session.user in {"ann", "bob"}
+            assert not session.channels
+            await pause()
+
+        return come
+
+    def check(self, told, requests):
+        users = {m["data"]["user"] for m in told if m["type"] == "reply"}
+        assert len(users) <= 1
+        known = False
+        for message in told:
+            known = known or message["type"] == "reply"
+            if not known:
+                assert message["type"] in {"welcome", "pong", "error"}
+            if message["type"] == "error" and requests[message["ref"]].startswith("auth"):
+                bad = requests[message["ref"]] == "auth bad"
+                # Too many at once are refused before anybody looks at them.
+                expected = {"limit_exceeded", "unauthorized"} if bad else {"limit_exceeded", "forbidden"}
+                assert message["code"] in expected
+
+
 class TestTheTable:
     def test_a_pending_session_opens_when_it_is_admitted_and_ends_like_any_other(self):
         assert {move: state for (at, move), state in MOVES.items() if at is State.PENDING} == {
@@ -1288,6 +1357,43 @@ class TestOnAServer:
         assert counts["disconnect"] == 0
 
 
+@pytest.mark.parametrize("server", ["uvicorn", "fast", "wsproto", "hypercorn"])
+@pytest.mark.parametrize("step", ["authenticate", "auth", "on_connect"])
+async def test_a_server_that_stops_in_the_middle_of_a_step_is_not_held_up(server, step):
+    hub, began, ended = Hub(), threading.Event(), []
+
+    async def forever(at):
+        if at == step:
+            began.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append(at)
+
+    @hub.authenticate
+    async def who(connection, token):
+        if token is not None:
+            await forever("auth")
+        elif step == "auth":
+            raise Unauthorized
+        await forever("authenticate")
+
+    @hub.on_connect
+    async def come(session, connection):
+        await forever("on_connect")
+
+    with serve(served_app(hub, server), server, timeout_graceful_shutdown=1) as served:
+        opening = asyncio.ensure_future(served.connect(open_timeout=None).__aenter__())
+        if step == "auth":
+            ws = await opening
+            await receive(ws, "welcome")
+            await send(ws, type="auth", token="ann")
+        await eventually(began.is_set)
+    assert ended == [step]
+    opening.cancel()
+    await asyncio.wait([opening])
+
+
 class Ours:
     """Middleware that sees WebSockets."""
 
@@ -1382,6 +1488,20 @@ class TestWhatIsBypassed:
         assert line.levelname == "INFO"
         assert "so Ours will not see" in line.message
         assert "ASGI_WS_FAST=false" in line.message
+
+    def test_what_is_behind_the_hubs_own_middleware_is_not_around_it(self):
+        class Behind(Ours):
+            pass
+
+        hub, app = Hub(), Starlette()
+        app.add_middleware(Behind)
+        app.add_middleware(HubMiddleware, hub=hub)
+        app.add_middleware(Ours)
+        assert list(bypassed(app)) == ["Ours"]
+
+    @pytest.mark.parametrize("app", [None, object()])
+    def test_of_an_app_that_says_nothing_nothing_is_known(self, app):
+        assert list(bypassed(app)) == []
 
     async def test_nothing_is_said_where_nothing_is(self, caplog):
         assert not await self.lines(caplog)

@@ -36,6 +36,8 @@ def bypassed(app: Any) -> Iterator[str]:
     """The names of a Starlette application's own middleware that may care for a WebSocket's messages."""
     for middleware in getattr(app, "user_middleware", ()):
         kind = getattr(middleware, "cls", middleware)
+        if getattr(kind, "__module__", "") == "asgi_ws.middleware":
+            return  # what comes after it in the list is behind the hub, and never around a session
         if not _is_harmless(kind):
             yield getattr(kind, "__name__", repr(kind))
 
