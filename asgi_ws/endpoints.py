@@ -118,6 +118,7 @@ class Endpoint:
         self._home: Channel | None = None
         self._source: Source | None = None
         self._listed: frozenset[Declared] = frozenset()
+        self._names: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.path.text!r} declared at {self.place}>"
@@ -129,9 +130,14 @@ class Endpoint:
         if self.user and user is not None:
             yield USER_PREFIX + user
 
-    def lists(self, declared: Declared) -> bool:
-        """Whether its sessions may subscribe to a declared channel or source, as far as the endpoint goes."""
-        return self.everything or declared in self._listed
+    def lists(self, name: str, declared: Declared) -> bool:
+        """Whether its sessions may subscribe to a channel, as far as the endpoint goes.
+
+        Args:
+            name: The channel's.
+            declared: What declares it: a channel, or a source.
+        """
+        return self.everything or declared in self._listed or name in self._names
 
     def allows(self, command: str) -> bool:
         """Whether its sessions may call a command."""
@@ -166,9 +172,10 @@ class Endpoint:
         """
         self._home = None if self.channel is None else self._find_home(declared)
         self._source = None if self.source is None else self._find_source(declared)
-        self._listed = frozenset(
-            _sources(declared).get(one) or self._find(one, declared) for one in self.channels
-        )
+        found = {one: _sources(declared).get(one) or self._find(one, declared) for one in self.channels}
+        # One name of a pattern is no more than that.
+        self._names = frozenset(one for one, channel in found.items() if _is_one_of(one, channel))
+        self._listed = frozenset(channel for one, channel in found.items() if one not in self._names)
         if self.commands:
             known = getattr(declared, "commands", {})
             for command in sorted(self.commands):
@@ -262,6 +269,11 @@ def _path(text: str) -> Pattern:
 def _sources(declared: Declarations) -> Mapping[str, Source]:
     sources: Mapping[str, Source] = getattr(declared, "sources", {})
     return sources
+
+
+def _is_one_of(name: str, declared: Declared) -> bool:
+    pattern = getattr(declared, "pattern", None)
+    return isinstance(pattern, Pattern) and bool(pattern.params) and "{" not in name
 
 
 def _text(channel: str | Channel) -> str:

@@ -188,7 +188,7 @@ class Session:
 
     def may_have(self, channel: str, declared: Declared) -> bool:
         """Whether a channel exists for this session, as far as its endpoint goes."""
-        return (self.endpoint.lists(declared) and not declared.own) or channel in self.own
+        return (self.endpoint.lists(channel, declared) and not declared.own) or channel in self.own
 
     def welcome(self, features: list[str], *, pong: bool, pending: bool = False) -> None:
         """Begin; `pong` asks the client for signs of life, where the server has no pings of its own.

@@ -105,6 +105,13 @@ class TestASession:
             assert (await client.subscribe("dialog:6"))["code"] == "not_found"
             assert (await client.subscribe("user:8"))["code"] == "not_found"
 
+    async def test_one_name_of_a_pattern_in_the_list_is_one_name(self):
+        hub = dialogs(channels=["room:x"])
+        async with hub, Client(hub, "/dialogs/5") as client:
+            await joined(client)
+            assert (await client.subscribe("room:x"))["type"] == "subscribed"
+            assert (await client.subscribe("room:y"))["code"] == "not_found"
+
     async def test_may_leave_its_channel_and_come_back(self):
         hub = dialogs()
         async with hub, Client(hub, "/dialogs/5") as client:
@@ -326,8 +333,8 @@ class TestSources:
         hub = self.hub()
         endpoint = hub.endpoint("/page", broadcast=True, channels=["power"])
         async with hub:
-            assert endpoint.lists(hub.sources["power"])
-            assert not endpoint.lists(self.Power())
+            assert endpoint.lists("power?module=4", hub.sources["power"])
+            assert not endpoint.lists("power?module=4", self.Power())
 
     async def test_one_that_nothing_declares_stops_the_start(self):
         hub = Hub()
