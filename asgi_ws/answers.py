@@ -19,13 +19,8 @@ Ref = int | str | None
 def refuse(
     session: Session, metrics: Metrics, error: BaseException, ref: Ref, channel: str | None = None
 ) -> None:
-    """Answer that a request failed; the connection stays.
-
-    What is no `RequestError` is the server's own: it is logged whole, and the client reads nothing of it.
-    """
-    if not isinstance(error, RequestError):
-        logger.error("a request of session %s failed", session.id, exc_info=error)
-        error = RequestError("expected this to work, got an error of the server's; its log has the details")
+    """Answer that a request failed; the connection stays."""
+    error = told(error, session)
     metrics.errors[error.code] += 1
     message = Error(
         code=error.code,
@@ -35,6 +30,17 @@ def refuse(
         retry_after=getattr(error, "retry_after", None) or UNSET,
     )
     session.tell(message)
+
+
+def told(error: BaseException, session: Session, what: str = "a request") -> RequestError:
+    """Return an error as its client may read it.
+
+    What is no `RequestError` is the server's own: it is logged whole, and the client reads nothing of it.
+    """
+    if isinstance(error, RequestError):
+        return error
+    logger.error("%s of session %s failed", what, session.id, exc_info=error)
+    return RequestError("expected this to work, got an error of the server's; its log has the details")
 
 
 def present(ref: Ref) -> Any:

@@ -1,5 +1,6 @@
 """Who a session is."""
 
+import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -26,7 +27,16 @@ class Identity(msgspec.Struct, frozen=True):
 Authenticate = Callable[[HTTPConnection, str | None], Awaitable[Identity | None]]
 
 
-async def identify(connection: HTTPConnection, authenticate: Authenticate | None) -> Identity | None:
+def check_authenticate(function: Authenticate) -> Authenticate:
+    """Return the application's function, if it is async; else `TypeError`."""
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
+        return function
+    raise TypeError(f"expected authenticate to be async, got {function!r}")
+
+
+async def identify(
+    connection: HTTPConnection, authenticate: Authenticate | None, token: str | None
+) -> Identity | None:
     """Return who is connecting, `None` for anonymous.
 
     The application's own function is asked; without one, Starlette's or Django's `scope["user"]`.
@@ -37,14 +47,33 @@ async def identify(connection: HTTPConnection, authenticate: Authenticate | None
     """
     if authenticate is None:
         return _authenticated_user(connection)
-    identity = await authenticate(connection, bearer_token(connection))
+    identity = await authenticate(connection, token)
     if identity is None:
         return None
     if not isinstance(identity, Identity):
         raise TypeError(f"expected authenticate to return an Identity or None, got {type(identity).__name__}")
     if not isinstance(identity.user, str):
         raise TypeError(f"expected the user of an Identity to be a str, got {type(identity.user).__name__}")
+    if not isinstance(identity.expires_at, float | int | None):
+        got = type(identity.expires_at).__name__
+        raise TypeError(f"expected the expires_at of an Identity in seconds since 1970, got {got}")
     return identity
+
+
+def find_token(connection: HTTPConnection, cookie: str | None, *, in_query: bool) -> str | None:
+    """Return the token of a handshake: the bearer header's, else the cookie's, else that of `?token=`.
+
+    Args:
+        connection: The handshake.
+        cookie: `TOKEN_COOKIE`.
+        in_query: `TOKEN_IN_QUERY`.
+    """
+    token = bearer_token(connection)
+    if token is None and cookie is not None:
+        token = connection.cookies.get(cookie) or None
+    if token is None and in_query:
+        token = connection.query_params.get("token") or None
+    return token
 
 
 def bearer_token(connection: HTTPConnection) -> str | None:

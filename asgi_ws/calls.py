@@ -19,7 +19,6 @@ from asgi_ws.lanes import Job, Lane
 from asgi_ws.messages import Call, History, Publish, Reply
 from asgi_ws.patterns import check_channel, check_key
 from asgi_ws.publication import Position, Publication
-from asgi_ws.router import own_names
 from asgi_ws.run import Run
 from asgi_ws.session import Session
 from asgi_ws.values import receive
@@ -64,7 +63,7 @@ class Calls:
 
     async def _call(self, request: Call) -> Reply:
         command = self._run.router.commands.get(request.command)
-        if command is None:
+        if command is None or not self._session.endpoint.allows(request.command):
             raise NotFound(f"expected a command of this server, got {brief(request.command)}")
         result = await command(self._session, self._received(request.params, "params", {}))
         data, binary = encode_data(result, self._run.settings.max_event_bytes)
@@ -113,7 +112,7 @@ class Calls:
 
     def _find(self, name: str) -> tuple[Channel, dict[str, Any]]:
         found = self._run.router.find(check_channel(name))
-        if found is None or (found[0].own and name not in own_names(self._session.user)):
+        if found is None or not self._session.may_have(name, found[0]):
             raise NotFound(f"expected a channel of this server, got {name!r}")
         return found
 

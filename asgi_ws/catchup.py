@@ -18,7 +18,7 @@ from asgi_ws.node import Join, Node
 from asgi_ws.router import Router
 from asgi_ws.session import Session
 from asgi_ws.settings import Settings
-from asgi_ws.snapshots import State, align, take
+from asgi_ws.snapshots import Carried, align, take
 from asgi_ws.topic import Subscription, Topic, gap
 
 logger = logging.getLogger("asgi_ws")
@@ -148,7 +148,7 @@ class CatchUp:
     ) -> None:
         """Say what is lost, with the channel's state, and let it hear what follows that."""
         join = Join(await self._node.broadcaster.position(topic.channel), [], None)
-        state = State()
+        state = Carried()
         if channel.has_snapshot:
             join, state = await self._state(session, subscription, channel, params, join)
         if topic.lags(subscription):
@@ -162,7 +162,7 @@ class CatchUp:
         channel: Channel,
         params: dict[str, Any],
         join: Join,
-    ) -> tuple[Join, State]:
+    ) -> tuple[Join, Carried]:
         await asyncio.sleep(0)  # from here on in a task: the application's function may need one
         try:
             async with asyncio.timeout(self._settings.command_timeout):
@@ -170,7 +170,7 @@ class CatchUp:
                 return await align(self._node, channel, subscription, join, state), state
         except Exception:
             logger.exception("the snapshot of channel %r failed; its gap has none", subscription.channel)
-            return join, State()
+            return join, Carried()
 
     def _again(self, session: Session, subscription: Subscription) -> None:
         if session.lagging is not None:

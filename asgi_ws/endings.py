@@ -7,6 +7,8 @@ The last fifty codes of each hundred are the application's own.
 
 from typing import NamedTuple
 
+from asgi_ws.errors import RequestError
+
 NEVER = None
 AT_ONCE = (0.0, 1.0)
 BACKOFF = (0.2, 8.0)
@@ -52,7 +54,36 @@ UNAUTHORIZED = Ending(4001, "unauthorized", 401)
 FORBIDDEN = Ending(4003, "forbidden", 403)
 NO_SUCH = Ending(4004, "no such endpoint", 404)
 DISCONNECTED = Ending(4010, "disconnected by the application")
+AUTH_TIMED_OUT = Ending(4012, "authentication timed out", 401)
 OVER_CAPACITY = Ending(4100, "over capacity")
 TOO_SLOW = Ending(4102, "too slow")
 EXPIRED = Ending(4103, "token expired")
 NO_SIGN_OF_LIFE = Ending(4105, "no sign of life")
+
+
+def of_application(code: int, reason: str) -> Ending:
+    """Return an ending that the application has chosen.
+
+    Raises:
+        ValueError: The code is neither 1000 nor of 4000–4299.
+    """
+    if code != NORMAL.code and not 4000 <= code <= 4299:
+        raise ValueError(f"expected a close code of 4000–4299, or 1000, got {code!r}")
+    return Ending(code, "").because(reason)
+
+
+_OF_ERRORS = {
+    "bad_request": BAD_HANDSHAKE,
+    "unauthorized": UNAUTHORIZED,
+    "forbidden": FORBIDDEN,
+    "not_found": NO_SUCH,
+    "limit_exceeded": OVER_CAPACITY,
+}
+
+
+def of_error(error: BaseException) -> Ending:
+    """Return how a session ends that an error leaves nothing of; one of the server's own gives no reason."""
+    if not isinstance(error, RequestError) or error.code == RequestError.code:
+        return INTERNAL
+    ending = _OF_ERRORS.get(error.code, TRY_LATER)
+    return ending.because(str(error) or ending.reason)

@@ -1,12 +1,16 @@
 """The application's own functions: what they may ask for, checked when they are registered."""
 
+import asyncio
 import inspect
 import types
 import typing
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+from asgi_ws.errors import Timeout
 from asgi_ws.session import Session
+
+T = TypeVar("T")
 
 
 class Handler:
@@ -44,6 +48,26 @@ class Handler:
         if self._session is not None:
             given[self._session] = session
         return await self.function(**given)
+
+
+async def within(seconds: float, awaitable: Awaitable[T]) -> T:
+    """Await what is the application's, but no longer than that.
+
+    Raises:
+        Timeout: It took longer.
+        RuntimeError: Not we are cancelled: what it awaited was.
+    """
+    try:
+        async with asyncio.timeout(seconds) as deadline:
+            return await awaitable
+    except TimeoutError as error:
+        if not deadline.expired():
+            raise
+        raise Timeout(f"expected an answer within {seconds:g} s, got none") from error
+    except asyncio.CancelledError as error:
+        if (task := asyncio.current_task()) is None or task.cancelling():
+            raise
+        raise RuntimeError("what the application's function awaited was cancelled") from error
 
 
 def _parameters(

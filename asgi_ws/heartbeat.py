@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from contextvars import Context
 from typing import Protocol, cast
 
 from asgi_ws.metrics import Metrics
@@ -55,7 +56,9 @@ class Heartbeat:
 
     def _arm(self) -> None:
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._tick, self._turn, loop.time() + self._tick)
+        # With no context: that of the request which has armed it would live as long as there are sessions.
+        due = loop.time() + self._tick
+        self._timer = loop.call_later(self._tick, self._turn, due, context=Context())
 
     def _turn(self, due: float) -> None:
         self._metrics.loop_lag.append(max(0.0, asyncio.get_running_loop().time() - due))

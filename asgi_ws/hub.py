@@ -11,10 +11,11 @@ from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
 from asgi_ws import history, lifespan
-from asgi_ws.auth import Authenticate
 from asgi_ws.broadcasters import Broadcaster, from_url
 from asgi_ws.channels import Channel
 from asgi_ws.codecs import JSON, brief, encode_data
+from asgi_ws.endings import DISCONNECTED, of_application
+from asgi_ws.endpoints import Endpoint, stream
 from asgi_ws.errors import BadRequest, NotRunning, Undeclared
 from asgi_ws.lifecycle import Lifecycle
 from asgi_ws.patterns import check_channel, check_key
@@ -44,7 +45,7 @@ class Hub(Router):
         if isinstance(broadcaster, str):
             settings["broadcaster"], broadcaster = broadcaster, None
         self.settings = Settings.load(os.environ, **settings)
-        self.authenticator: Authenticate | None = None
+        self.stream = stream()
         self._broadcaster = (
             from_url(self.settings) if broadcaster is None else _check_broadcaster(broadcaster)
         )
@@ -202,16 +203,47 @@ class Hub(Router):
         page = await history.read(node, declared, channel, after, limit)
         return page.answer([msgspec.json.decode(JSON.event(one)) for one in page.publications])
 
-    # Hooks.
+    # Sessions.
 
-    def authenticate(self, function: Authenticate) -> Authenticate:
-        """Decorate the function that says who a `/stream` session is.
+    async def disconnect(
+        self,
+        *,
+        user: str | None = None,
+        session: str | None = None,
+        code: int = DISCONNECTED.code,
+        reason: str = "",
+    ) -> int:
+        """End every session of a user, or one session by its id; return how many that were.
 
-        It has the connection and the bearer token, and returns an `Identity`, or `None` for anonymous;
-        raising `Unauthorized` refuses the connection (4001).
+        Args:
+            user: The user's id.
+            session: The session's id.
+            code: 4000–4299, whose range tells the client whether to come back, or 1000.
+            reason: For people; at most 123 bytes of it are sent.
+
+        Raises:
+            TypeError: Neither a user nor a session is named, or both are.
+            ValueError: The code is none that an application may use.
+            NotRunning: The hub was stopped.
         """
-        self.authenticator = function
-        return function
+        if (user is None) is (session is None):
+            raise TypeError(f"expected a user or a session, got {user!r} and {session!r}")
+        ending = of_application(code, reason)
+        run = await self._lifecycle.current()
+        return run.disconnect(user, session, ending)
+
+    async def unsubscribe(self, channel: str, *, user: str) -> int:
+        """Take every session of a user out of a channel; return how many were in it.
+
+        The clients are told, and not to subscribe again; whether they may is the channel's function's to say.
+
+        Raises:
+            BadRequest: A name is none.
+            NotRunning: The hub was stopped.
+        """
+        check_channel(channel)
+        run = await self._lifecycle.current()
+        return run.unsubscribe(channel, user)
 
     # Telling.
 
@@ -271,9 +303,16 @@ class Hub(Router):
         super()._declare(channel)
         channel.settle(self, self.settings)
 
+    def _serve(self, endpoint: Endpoint) -> None:
+        if self._lifecycle.run is not None:
+            endpoint.settle(self)
+        super()._serve(endpoint)
+
     def _make_run(self) -> Run:
         for entry in self.channels:
             entry.value.check_start(self._broadcaster.features)
+        for endpoint in self.endpoints:
+            endpoint.settle(self)
         return Run(self.settings, self, self._broadcaster)
 
     def _started(self) -> None:

@@ -11,29 +11,32 @@ from typing import Any, NamedTuple
 
 from msgspec import UNSET
 
-from asgi_ws.answers import Ref, present, refuse
+from asgi_ws import endings
+from asgi_ws.answers import Ref, present, refuse, told
 from asgi_ws.channels import Channel
 from asgi_ws.codecs import brief
 from asgi_ws.eager import begin, finish
 from asgi_ws.errors import (
     AlreadySubscribed,
     BadRequest,
+    Forbidden,
     LimitExceeded,
     NotFound,
     RequestError,
-    Timeout,
     Unavailable,
 )
+from asgi_ws.handlers import within
 from asgi_ws.messages import MAX_REQUESTS, Subscribe, Subscribed, Unsubscribe, Unsubscribed
 from asgi_ws.node import Join, Resume
 from asgi_ws.patterns import check_channel
-from asgi_ws.router import own_names
 from asgi_ws.run import Run
-from asgi_ws.session import Session
-from asgi_ws.snapshots import Patient, State, align, take
+from asgi_ws.session import Session, State
+from asgi_ws.snapshots import Carried, Patient, align, take
 from asgi_ws.topic import Subscription
 
 MAX_JOINS = 8  # subscribes of one session that wait at once
+# What a subscription is ended with, by the error that its channel's function raises.
+_CODES = {"forbidden": "forbidden", "not_found": "forbidden", "unauthorized": "unauthorized"}
 
 
 class _Join(NamedTuple):
@@ -43,6 +46,7 @@ class _Join(NamedTuple):
     channel: Channel
     params: dict[str, Any]
     subscription: Subscription
+    vital: bool
 
 
 class Joins:
@@ -61,26 +65,32 @@ class Joins:
 
     def begin(self, asked: Iterable[Subscribe]) -> None:
         """Join the channels that the session has by itself, and those that its URL asks for."""
-        joins = {channel: Subscribe(channel=channel) for channel in self._own}
+        joins = {channel: Subscribe(channel=channel) for channel in self._session.own}
         for request in asked:
             if request.offset is not None or request.channel not in joins:
                 joins[request.channel] = request
         for request in joins.values():
-            self.subscribe(request)
+            self.subscribe(request, vital=request.channel == self._session.home)
 
-    def subscribe(self, request: Subscribe) -> None:
-        """Join a channel, or answer why not."""
+    def subscribe(self, request: Subscribe, *, vital: bool = False) -> None:
+        """Join a channel, or answer why not; one that is `vital` ends the session if it is refused."""
         if request.channel in self._later:
             self._postpone(request.channel, request.ref, partial(self.subscribe, request))
             return
         try:
-            join = self._admissible(request)
+            join = self._admissible(request, vital)
         except RequestError as error:
-            self._fail(error, request.ref, request.channel)
+            self._refuse(error, request, vital)
             return
         self._session.subscriptions[request.channel] = join.subscription
         self._waiting.append(join)
         self._next()
+
+    async def authorize_again(self) -> None:
+        """Ask for every channel that the session has whether it still may: it is somebody else now."""
+        held = [one for one in self._session.subscriptions.values() if one.live]
+        for start in range(0, len(held), MAX_JOINS):
+            await asyncio.gather(*map(self._ask_again, held[start : start + MAX_JOINS]))
 
     def stop(self) -> None:
         """Cancel what is still waiting: the session is gone."""
@@ -121,7 +131,7 @@ class Joins:
 
     # Subscribing: the checks at once, the application's function and the position when it is its turn.
 
-    def _admissible(self, request: Subscribe) -> _Join:
+    def _admissible(self, request: Subscribe, vital: bool) -> _Join:
         channel, held = check_channel(request.channel), self._session.subscriptions
         if channel in held:
             raise AlreadySubscribed(f"expected a channel that is not subscribed to, got {channel!r}")
@@ -133,14 +143,10 @@ class Joins:
         if request.epoch is None and request.offset:
             raise BadRequest(f'expected an epoch with the offset, or "offset":0, got {request.offset}')
         found = self._run.router.find(channel)
-        if found is None or (found[0].own and channel not in self._own):
+        if found is None or not self._session.may_have(channel, found[0]):
             raise NotFound(f"expected a channel of this server, got {channel!r}")
         kind = Patient if found[0].has_snapshot else Subscription
-        return _Join(request, *found, kind(self._session, channel, found[0].slow))
-
-    @property
-    def _own(self) -> tuple[str, ...]:
-        return own_names(self._session.user)
+        return _Join(request, *found, kind(self._session, channel, found[0].slow), vital)
 
     def _next(self) -> None:
         while self._waiting and len(self._tasks) < MAX_JOINS:
@@ -162,44 +168,48 @@ class Joins:
         self._next()
 
     async def _join(self, join: _Join) -> None:
-        request, subscription = join.request, join.subscription
+        request, subscription, identity = join.request, join.subscription, self._session.identity
         try:
             start = await self._start(join)
         except Exception as error:
             self._abandon(subscription)
-            self._fail(error, request.ref, request.channel)
+            self._refuse(error, request, join.vital)
         except asyncio.CancelledError as error:
             self._abandon(subscription)
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
-            # Not we are cancelled: what the application awaited was.
-            self._fail(error, request.ref, request.channel)
+            # Not we are cancelled: what was awaited was.
+            self._refuse(error, request, join.vital)
         else:
-            self._admit(request, subscription, *start)
+            if self._holds(subscription):
+                self._admit(request, subscription, *start)
+            else:  # unsubscribed by the hub meanwhile, or gone, and the application took no notice
+                self._run.node.leave(subscription)
+                ended = Forbidden("expected to be let in, got unsubscribed by the server")
+                self._refuse(ended, request, join.vital)
+            if self._session.identity is not identity:  # it was asked for who it no longer is
+                await self._ask_again(subscription)
         for later in self._later.pop(request.channel, ()):
             later()
 
-    async def _start(self, join: _Join) -> tuple[Join, State]:
+    async def _start(self, join: _Join) -> tuple[Join, Carried]:
         if not join.channel.asks:
-            return await self._find(join), State()
-        seconds = self._run.settings.command_timeout
-        try:
-            async with asyncio.timeout(seconds) as deadline:
-                await join.channel.authorize(self._session, join.params)
-                return await self._find_with_state(join, await self._find(join))
-        except TimeoutError as error:
-            if not deadline.expired():
-                raise
-            raise Timeout(f"expected an answer within {seconds:g} s, got none") from error
+            return await self._find(join), Carried()
+
+        async def ask_and_find() -> tuple[Join, Carried]:
+            await join.channel.authorize(self._session, join.params)
+            return await self._find_with_state(join, await self._find(join))
+
+        return await within(self._run.settings.command_timeout, ask_and_find())
 
     async def _find(self, join: _Join) -> Join:
         return await self._run.node.join(join.subscription, join.channel.retention, _resume(join.request))
 
-    async def _find_with_state(self, join: _Join, found: Join) -> tuple[Join, State]:
+    async def _find_with_state(self, join: _Join, found: Join) -> tuple[Join, Carried]:
         """Ask for the state of those who start or could not resume: position first, so nothing is missing."""
         wants_all = join.request.epoch is None and join.request.offset is not None
         if found.recovered or wants_all or not join.channel.has_snapshot:
-            return found, State()
+            return found, Carried()
         node, subscription = self._run.node, join.subscription
         state = await take(self._session, join.channel, join.params, self._run.settings.max_event_bytes)
         found = await align(node, join.channel, subscription, found, state)
@@ -207,7 +217,7 @@ class Joins:
             raise Unavailable(f"expected at most {subscription.limit} events while subscribing; try again")
         return found, state
 
-    def _admit(self, request: Subscribe, subscription: Subscription, found: Join, state: State) -> None:
+    def _admit(self, request: Subscribe, subscription: Subscription, found: Join, state: Carried) -> None:
         position = found.position
         message = Subscribed(
             channel=request.channel,
@@ -222,8 +232,46 @@ class Joins:
         self._run.node.admit(subscription, found)
 
     def _abandon(self, subscription: Subscription) -> None:
-        self._session.subscriptions.pop(subscription.channel, None)
+        if self._holds(subscription):
+            del self._session.subscriptions[subscription.channel]
         self._run.node.leave(subscription)
+
+    def _holds(self, subscription: Subscription) -> bool:
+        held = self._session.subscriptions.get(subscription.channel) is subscription
+        return held and self._session.phase is not State.CLOSED
+
+    # Asking again, when the session is somebody else or has a new token.
+
+    async def _ask_again(self, subscription: Subscription) -> None:
+        found = self._run.router.find(subscription.channel)
+        if found is None or not found[0].asks or not self._holds(subscription):
+            return
+        channel, params = found
+        try:
+            await within(self._run.settings.command_timeout, channel.authorize(self._session, params))
+        except Exception as error:
+            if self._holds(subscription):
+                self._revoke(subscription, error)
+
+    def _revoke(self, subscription: Subscription, error: Exception) -> None:
+        channel = subscription.channel
+        known = told(error, self._session)
+        self._abandon(subscription)
+        if channel == self._session.home:
+            self._session.end(endings.of_error(known))
+            return
+        # Where it could not be asked the right is not known, and so it is none: for now.
+        code = _CODES.get(known.code, "failed")
+        message = Unsubscribed(
+            channel=channel, code=code, message=str(known) or code, resubscribe=code == "failed"
+        )
+        self._session.tell(message)
+
+    def _refuse(self, error: BaseException, request: Subscribe, vital: bool) -> None:
+        if vital:
+            self._session.end(endings.of_error(told(error, self._session)))
+        else:
+            self._fail(error, request.ref, request.channel)
 
     def _fail(self, error: BaseException, ref: Ref, channel: str | None = None) -> None:
         refuse(self._session, self._run.metrics, error, ref, channel)

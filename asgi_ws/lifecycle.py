@@ -107,7 +107,7 @@ class Lifecycle:
         self._stopped = False
 
     async def _begin(self) -> Run:
-        if self._end is not None and self.run is None:
+        if self._end is not None and (self.run is None or self.run.closed):
             await asyncio.shield(self._end)  # a start begins after the stop before it
         if self._start is None or (self._holders and not self._lives):  # an earlier one may have failed
             if not self._holders:
@@ -127,7 +127,10 @@ class Lifecycle:
                 self._started()
                 return
             self._stopped = True
-            self.run = self._start = None
+            try:
+                await run.close()  # its last words may still be published
+            finally:
+                self.run = self._start = None
             await run.stop()
         finally:
             self._end = None

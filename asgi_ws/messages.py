@@ -18,6 +18,7 @@ MAX_REF_BYTES = 64
 Ref = Annotated[int, Meta(ge=-MAX_REF, le=MAX_REF)] | Annotated[str, Meta(max_length=MAX_REF_BYTES)]
 Offset = Annotated[int, Meta(ge=0, le=MAX_REF)]
 Epoch = Annotated[str, Meta(max_length=64)]
+Token = Annotated[str, Meta(min_length=1)]
 
 # Where a request lacks what is the application's: no value in any codec is empty.
 NOTHING = Raw()
@@ -40,6 +41,16 @@ class Unsubscribe(Struct, tag="unsubscribe", tag_field="type"):
 
     channel: str
     ref: Ref | None = None
+
+
+class Auth(Struct, tag="auth", tag_field="type"):
+    """Say who you are, or say it again before the token expires."""
+
+    token: Token
+    ref: Ref | None = None
+
+    def __repr__(self) -> str:
+        return f"Auth(token=***, ref={self.ref!r})"  # a token is in no log
 
 
 class Ping(Struct, tag="ping", tag_field="type"):
@@ -88,8 +99,8 @@ class History(Struct, tag="history", tag_field="type"):
     after: After | None = None
 
 
-Request = Subscribe | Unsubscribe | Call | Publish | History | Ping | Pong
-REQUEST_TYPES = ("subscribe", "unsubscribe", "call", "publish", "history", "ping", "pong")
+Request = Subscribe | Unsubscribe | Call | Publish | History | Auth | Ping | Pong
+REQUEST_TYPES = ("subscribe", "unsubscribe", "call", "publish", "history", "auth", "ping", "pong")
 
 
 # What the server sends.
@@ -105,6 +116,7 @@ class Welcome(Struct, tag="welcome", tag_field="type"):
     user: str | None
     time: int
     pong: bool | UnsetType = UNSET
+    auth: str | UnsetType = UNSET
 
 
 class Subscribed(Struct, tag="subscribed", tag_field="type"):

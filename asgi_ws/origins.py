@@ -22,7 +22,12 @@ def allowed(origin: str | None, host: str, origins: Iterable[str]) -> bool:
     except ValueError:  # a port that is none
         return False
     same = there[0] is not None and (there == here or (_is_loopback(there[0]) and _is_loopback(here[0])))
-    return same or any(_matches(origin, pattern.lower()) for pattern in origins)
+    return same or listed(origin, origins)
+
+
+def listed(origin: str | None, origins: Iterable[str]) -> bool:
+    """Return whether a page of `origin` is one of `origins`, and no other will do; no page at all will."""
+    return origin is None or any(_matches(origin.lower(), pattern.lower()) for pattern in origins)
 
 
 def _address(url: str, scheme: str) -> tuple[str | None, int | None]:

@@ -1,17 +1,22 @@
-"""Where channels and commands are declared: a hub is a router, and includes others."""
+"""Where channels, commands, endpoints and hooks are declared: a hub is a router, and includes others."""
 
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from asgi_ws import endpoints
+from asgi_ws.auth import Authenticate, check_authenticate
 from asgi_ws.channels import Channel, Events
 from asgi_ws.commands import Command
+from asgi_ws.endpoints import Endpoint, Endpoints
+from asgi_ws.handlers import name_of
+from asgi_ws.hooks import Hooks, OnConnect, OnDisconnect, check_hook
 from asgi_ws.patterns import PatternMap
 from asgi_ws.publication import Slow
 
-BROADCAST = "broadcast"
-USER_PREFIX = "user:"
+BROADCAST = endpoints.BROADCAST
+USER_PREFIX = endpoints.USER_PREFIX
 OWN_PREFIX = "$"
 Function = TypeVar("Function", bound=Callable[..., Awaitable[Any]])
 
@@ -24,6 +29,9 @@ class Router:
     def __init__(self) -> None:
         self.channels: PatternMap[Channel] = PatternMap()
         self.commands: dict[str, Command] = {}
+        self.endpoints = Endpoints()
+        self.hooks = Hooks()
+        self.authenticator: Authenticate | None = None
         self._parent: Router | None = None
 
     def channel(
@@ -70,11 +78,91 @@ class Router:
 
         return declare
 
+    def endpoint(
+        self,
+        path: str,
+        *,
+        channel: str | Channel | None = None,
+        kind: str | None = None,
+        authenticate: Authenticate | None = None,
+        origins: Iterable[str] | None = None,
+        source: str | None = None,
+        channels: Iterable[str | Channel] = (),
+        commands: Iterable[str] = (),
+        broadcast: bool = False,
+        user: bool = False,
+    ) -> Endpoint:
+        """Serve another WebSocket URL beside `/stream`, with rights of its own; see `Endpoint`.
+
+        Raises:
+            ValueError: The path is none, is the hub's own, or could answer for one that another endpoint
+                answers for; the message has both places.
+            TypeError: What it is to have contradicts itself.
+        """
+        endpoint = Endpoint(
+            path,
+            channel=channel,
+            kind=kind,
+            authenticate=None if authenticate is None else check_authenticate(authenticate),
+            origins=origins,
+            source=source,
+            channels=channels,
+            commands=commands,
+            broadcast=broadcast,
+            user=user,
+            place=_place(),
+        )
+        self._serve(endpoint)
+        return endpoint
+
+    def authenticate(self, function: Authenticate) -> Authenticate:
+        """Decorate the function that says who a session is, where its endpoint has none of its own.
+
+        It has the connection and the token (the bearer header's, else `TOKEN_COOKIE`'s, else `?token=` with
+        `TOKEN_IN_QUERY`), and returns an `Identity`, or `None` for anonymous. Raising `Unauthorized` refuses
+        the connection (4001); without a token it asks the client for one, in its first message.
+
+        Raises:
+            TypeError: It is not async.
+        """
+        self._authenticate(check_authenticate(function))
+        return function
+
+    def on_connect(self, function: OnConnect) -> OnConnect:
+        """Decorate a function of (session, connection) that is called before a session joins any channel.
+
+        What it puts into `session.state` is there for the channels' functions. What it raises ends the
+        session: `Forbidden` with 4003, `Unauthorized` with 4001, and what is no error of this package with
+        1011, logged. Several are called one after another.
+
+        Raises:
+            TypeError: It is not async, or takes other arguments.
+        """
+        hooks = Hooks()
+        hooks.connect.append(check_hook(function, "on_connect", "session", "connection"))
+        self._hook(hooks)
+        return function
+
+    def on_disconnect(self, function: OnDisconnect) -> OnDisconnect:
+        """Decorate a function of (session, code, reason) that is called once when a session is gone.
+
+        It is called for every session whose `on_connect` has finished, when the hub stops as well;
+        `session.channels` has those that it had at its end.
+
+        Raises:
+            TypeError: It is not async, or takes other arguments.
+        """
+        hooks = Hooks()
+        hooks.disconnect.append(check_hook(function, "on_disconnect", "session", "code", "reason"))
+        self._hook(hooks)
+        return function
+
     def include_router(self, router: "Router") -> None:
         """Take in all that a router declares, now and later.
 
         Raises:
-            ValueError: It is included already, or declares what is declared here.
+            ValueError: It is included already, declares what is declared here, or has an `authenticate` of
+                its own, as this one has.
         """
         if router._parent is not None or router in self._ancestors():
             raise ValueError(f"expected a router that is in no other, got {router!r}")
@@ -82,6 +170,14 @@ class Router:
             self._declare(entry.value)
         for command in router.commands.values():
             self._declare_command(command)
+        for endpoint in router.endpoints:
+            self._serve(endpoint)
+        self._hook(router.hooks)
+        if router.authenticator is not None:
+            if self.authenticator is not None:
+                got = f"{name_of(self.authenticator)} and {name_of(router.authenticator)}"
+                raise ValueError(f"expected one authenticate function, got {got}")
+            self._authenticate(router.authenticator)
         router._parent = self
 
     def _ancestors(self) -> "Iterator[Router]":
@@ -110,16 +206,26 @@ class Router:
         for router in self._ancestors():
             router.commands[command.name] = command
 
+    def _serve(self, endpoint: Endpoint) -> None:
+        self.endpoints.add(endpoint)
+        if self._parent is not None:
+            self._parent._serve(endpoint)
+
+    def _hook(self, hooks: Hooks) -> None:
+        self.hooks.include(hooks)
+        if self._parent is not None:
+            self._parent._hook(hooks)
+
+    def _authenticate(self, function: Authenticate) -> None:
+        self.authenticator = function
+        if self._parent is not None:
+            self._parent._authenticate(function)
+
 
 def own_channels() -> list[Channel]:
     """Return the channels that every hub has by itself."""
     patterns = (BROADCAST, USER_PREFIX + "{user:path}")
     return [Channel(pattern, public=True, own=True, place="asgi_ws") for pattern in patterns]
-
-
-def own_names(user: str | None) -> tuple[str, ...]:
-    """Return which of those a session of a user has."""
-    return (BROADCAST,) if user is None else (BROADCAST, USER_PREFIX + user)
 
 
 def _refuse_own(channel: Channel) -> None:

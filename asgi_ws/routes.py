@@ -13,8 +13,9 @@ from starlette.routing import Match, Route, Router, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from asgi_ws import endings
-from asgi_ws.auth import Authenticate, bearer_token
+from asgi_ws.auth import bearer_token
 from asgi_ws.endings import Ending
+from asgi_ws.endpoints import Endpoint, Endpoints
 from asgi_ws.errors import HubError
 from asgi_ws.run import HEALTH_WAIT, Run
 from asgi_ws.settings import Settings
@@ -31,7 +32,8 @@ class Served(Protocol):
     """What is served: the hub."""
 
     settings: Settings
-    authenticator: Authenticate | None
+    stream: Endpoint
+    endpoints: Endpoints
 
     async def current(self) -> Run:
         """Return the run in hand, started if need be."""
@@ -43,9 +45,10 @@ class Routes:
     def __init__(self, hub: Served) -> None:
         self._hub = hub
         self._warned = False
+        self._plain = Route("/stream", self._no_upgrade)  # what an endpoint answers without an upgrade, too
         routes = [
-            WebSocketRoute("/stream", _Stream(hub)),
-            Route("/stream", self._no_upgrade),
+            WebSocketRoute("/stream", _Stream(hub, hub.stream)),
+            self._plain,
             Route("/status", self._with_run(self._status)),
             Route("/stats", self._with_run(self._stats)),
             Route("/health", self._health),
@@ -57,11 +60,22 @@ class Routes:
     def serve(self, scope: Scope) -> bool:
         """Whether there is a route for a request."""
         local = _local(scope)
-        return any(route.matches(local)[0] is not Match.NONE for route in self._router.routes)
+        own = any(route.matches(local)[0] is not Match.NONE for route in self._router.routes)
+        return own or self._hub.endpoints.find(_below(local)) is not None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, wherever the hub is mounted."""
-        await self._router(_local(scope), receive, send)
+        local = _local(scope)
+        found = self._hub.endpoints.find(_below(local))
+        if found is None:
+            await self._router(local, receive, send)
+            return
+        endpoint, params = found
+        local["path_params"] = {**local.get("path_params", {}), **params}
+        if scope["type"] == "websocket":
+            await _Stream(self._hub, endpoint)(local, receive, send)
+        else:
+            await self._plain.handle(local, receive, send)
 
     async def _not_found(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -127,10 +141,11 @@ class Routes:
 
 
 class _Stream:
-    """`/stream` as an ASGI app: an object, since Starlette takes a function for an endpoint of its own."""
+    """An endpoint as an ASGI app: an object, since Starlette takes a function for an endpoint of its own."""
 
-    def __init__(self, hub: Served) -> None:
+    def __init__(self, hub: Served, endpoint: Endpoint) -> None:
         self._hub = hub
+        self._endpoint = endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -139,7 +154,7 @@ class _Stream:
             ending = endings.TRY_LATER.because(str(error))
             await _refuse(self._hub, scope, receive, send, ending)
             return
-        await websocket.serve(scope, receive, send, run, self._hub.authenticator)
+        await websocket.serve(scope, receive, send, run, self._endpoint)
 
 
 async def live_page(_: Request) -> Response:
@@ -166,6 +181,13 @@ def _local(scope: Scope) -> Scope:
     if path != root + "/":
         path = path.rstrip("/") or "/"
     return {**scope, "path": path}
+
+
+def _below(local: Scope) -> str:
+    """Return the path below the mount, as Starlette's router sees it."""
+    path: str = local["path"]
+    below = path.removeprefix(local.get("root_path", ""))
+    return below if below.startswith("/") or not below else path
 
 
 def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> Response:

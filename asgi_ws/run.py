@@ -1,24 +1,34 @@
 """What exists between a start of the hub and its stop."""
 
 import asyncio
+import logging
 import os
 import time
 from collections import Counter
+from contextvars import Context
 from typing import Any
 
 from asgi_ws import endings
+from asgi_ws.auth import Authenticate
 from asgi_ws.broadcasters import Broadcaster
 from asgi_ws.catchup import CatchUp
+from asgi_ws.endings import Ending
+from asgi_ws.endpoints import Endpoint
 from asgi_ws.errors import RequestError
 from asgi_ws.heartbeat import Heartbeat
+from asgi_ws.messages import Unsubscribed
 from asgi_ws.metrics import Metrics
 from asgi_ws.node import Node
 from asgi_ws.router import Router
 from asgi_ws.session import Session
 from asgi_ws.settings import Settings
 
-# How long a stop waits for clients to answer the close frame, and then for what is aborted.
+logger = logging.getLogger("asgi_ws")
+
+# How long a stop waits for clients to answer the close frame, then for what is aborted, and then for the
+# application's last words.
 CLOSE_WAIT = 2.0
+UNSUBSCRIBED = "expected to stay subscribed, got unsubscribed by the server"
 HEALTH_WAIT = 1.0
 
 
@@ -33,6 +43,9 @@ class Run:
         self.heartbeat = Heartbeat(settings.heartbeat, settings.send_timeout, self.node.pace, self.metrics)
         self.catch_up = CatchUp(self.node, router, settings)
         self.sessions: dict[str, Session] = {}
+        self.closed = False
+        self.told_bypassed = False
+        self._goodbyes: set[asyncio.Task[None]] = set()
         self._started = time.monotonic()
         self._empty = asyncio.Event()
 
@@ -44,17 +57,61 @@ class Run:
         if self.settings.enabled:
             await self.node.broadcaster.start(self.node)
 
-    async def stop(self) -> None:
-        """End every session, wait for the clients to answer, and let go of the broadcaster."""
+    async def close(self) -> None:
+        """End every session, and wait for the clients to answer and for the application's last words."""
+        self.closed = True
         for session in tuple(self.sessions.values()):
             session.end(endings.RESTART)
         await self._until_empty()
         for session in tuple(self.sessions.values()):
             session.link.abort()
         await self._until_empty()
+        if self._goodbyes:
+            await asyncio.wait(self._goodbyes, timeout=CLOSE_WAIT)
+        for task in self._goodbyes:
+            logger.warning("an on_disconnect did not end in %g s: cancelled", CLOSE_WAIT)
+            task.cancel()
+        if self._goodbyes:
+            await asyncio.wait(self._goodbyes, timeout=CLOSE_WAIT)
+
+    async def stop(self) -> None:
+        """Let go of the broadcaster, when the sessions are closed."""
         await self.node.settle()
         if self.settings.enabled:
             await self.node.broadcaster.stop()
+
+    def authenticator(self, endpoint: Endpoint) -> Authenticate | None:
+        """Return the application's function that says who a session of an endpoint is, if it has one."""
+        return endpoint.authenticate or self.router.authenticator
+
+    def say_goodbye(self, session: Session, ending: Ending) -> None:
+        """Let the application's `on_disconnect` know; the stop waits for it."""
+        if not self.router.hooks.disconnect:
+            return
+        goodbye = self.router.hooks.disconnected(session, ending, self.settings.command_timeout)
+        task = asyncio.get_running_loop().create_task(goodbye, context=Context())
+        self._goodbyes.add(task)
+        task.add_done_callback(self._goodbyes.discard)
+
+    def disconnect(self, user: str | None, session: str | None, ending: Ending) -> int:
+        """End the sessions of a user, or one by its id; return how many there were."""
+        if session is not None:
+            found = self.sessions.get(session)
+            chosen = [] if found is None else [found]
+        else:
+            chosen = [one for one in self.sessions.values() if one.user == user]
+        return sum(one.end(ending) for one in chosen)
+
+    def unsubscribe(self, channel: str, user: str) -> int:
+        """Take a user's sessions out of a channel; return how many had it, or were about to."""
+        count = 0
+        for session in tuple(self.sessions.values()):
+            if session.user == user and (held := session.subscriptions.pop(channel, None)):
+                count += 1
+                self.node.leave(held)
+                if held.live:  # who is still joining is refused
+                    session.tell(Unsubscribed(channel=channel, code="server", message=UNSUBSCRIBED))
+        return count
 
     def add(self, session: Session) -> None:
         """Take in a session whose handshake is done."""
@@ -87,7 +144,7 @@ class Run:
             "node": self.node.id,
             "uptime": self.uptime,
             "active_connections": len(sessions),
-            "connections": {"stream": 0, **Counter(session.kind for session in sessions)},
+            "connections": {**self._kinds, **Counter(session.kind for session in sessions)},
             "transports": {"websocket": 0, **Counter(session.transport for session in sessions)},
             "users": len({session.user for session in sessions} - {None}),
             "channels": len(self.node.fanout.topics),
@@ -114,6 +171,10 @@ class Run:
             "active_connections": len(self.sessions),
             "uptime": self.uptime,
         }
+
+    @property
+    def _kinds(self) -> dict[str, int]:
+        return dict.fromkeys(["stream", *(endpoint.kind for endpoint in self.router.endpoints)], 0)
 
     async def _round_trip(self) -> float | None:
         try:

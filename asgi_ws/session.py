@@ -16,6 +16,7 @@ from asgi_ws import endings
 from asgi_ws.auth import Identity
 from asgi_ws.codecs import Codec, encode_data
 from asgi_ws.endings import Ending
+from asgi_ws.endpoints import Declared, Endpoint
 from asgi_ws.messages import PROTOCOL, Disconnect, Message, Ping, Welcome
 from asgi_ws.metrics import Metrics
 from asgi_ws.outbox import Batch, Outbox, Pace
@@ -31,6 +32,7 @@ class State(Enum):
     """Where a session is in its life."""
 
     CONNECTING = auto()  # the handshake is done, nothing is sent yet
+    PENDING = auto()  # welcomed, but it has to say first who it is
     OPEN = auto()
     CLOSING = auto()  # the last message and the close frame are on their way
     CLOSED = auto()
@@ -40,14 +42,20 @@ class Move(Enum):
     """What happens to a session."""
 
     WELCOME = auto()  # the first message
+    ASK = auto()  # the first message, which asks who it is
+    ADMIT = auto()  # it has said who it is
     END = auto()  # the server ends it
     GONE = auto()  # the connection is no more
 
 
 MOVES = {
     (State.CONNECTING, Move.WELCOME): State.OPEN,
+    (State.CONNECTING, Move.ASK): State.PENDING,
     (State.CONNECTING, Move.END): State.CLOSING,
     (State.CONNECTING, Move.GONE): State.CLOSED,
+    (State.PENDING, Move.ADMIT): State.OPEN,
+    (State.PENDING, Move.END): State.CLOSING,
+    (State.PENDING, Move.GONE): State.CLOSED,
     (State.OPEN, Move.END): State.CLOSING,
     (State.OPEN, Move.GONE): State.CLOSED,
     (State.CLOSING, Move.GONE): State.CLOSED,
@@ -80,7 +88,7 @@ class Session:
     Attributes:
         id: Unguessable, new with every connection.
         identity: Who it is, `None` for anonymous; `user` is its id.
-        kind: `"stream"`.
+        kind: That of its endpoint, `"stream"` for `/stream`.
         transport: `"websocket"`.
         connected_at: Seconds since 1970.
         state: The application's own; nothing of it is ever sent.
@@ -89,14 +97,16 @@ class Session:
 
     __slots__ = (
         "_catch_up", "_metrics", "_outbox", "_pace", "_settings", "_slow", "app", "codec", "connected_at",
-        "direct", "ending", "heard", "id", "identity", "kind", "lagging", "link", "phase", "pongs",
-        "progress", "state", "subscriptions", "transport",
+        "direct", "ending", "endpoint", "heard", "home", "id", "identity", "lagging", "link", "phase",
+        "pongs", "progress", "state", "subscriptions", "transport",
     )  # fmt: skip
 
     def __init__(
         self,
         *,
         id: str,
+        endpoint: Endpoint,
+        home: str | None,
         transport: str,
         codec: Codec,
         identity: Identity | None,
@@ -107,7 +117,8 @@ class Session:
         catch_up: "CatchUp",
     ) -> None:
         self.id = id
-        self.kind = "stream"
+        self.endpoint = endpoint
+        self.home = home  # the channel that its URL names
         self.transport = transport
         self.codec = codec
         self.identity = identity
@@ -138,6 +149,16 @@ class Session:
         return None if self.identity is None else self.identity.user
 
     @property
+    def kind(self) -> str:
+        return self.endpoint.kind
+
+    @property
+    def own(self) -> list[str]:
+        """The channels that it has from the start, whoever else may not have them."""
+        own = list(self.endpoint.own(self.user))
+        return own if self.home is None else [self.home, *own]
+
+    @property
     def channels(self) -> list[str]:
         """The channels it has, those it is just joining included."""
         return list(self.subscriptions)
@@ -161,15 +182,20 @@ class Session:
         Raises:
             ValueError: The code is neither 1000 nor of 4000–4299.
         """
-        if code != endings.NORMAL.code and not 4000 <= code <= 4299:
-            raise ValueError(f"expected a close code of 4000–4299, or 1000, got {code!r}")
-        self.end(Ending(code, "").because(reason))
+        self.end(endings.of_application(code, reason))
 
     # For the fan-out, the requests and the heartbeat: nothing of this waits.
 
-    def welcome(self, features: list[str], *, pong: bool) -> None:
-        """Begin; `pong` asks the client for signs of life, where the server has no pings of its own."""
-        self._move(Move.WELCOME)
+    def may_have(self, channel: str, declared: Declared) -> bool:
+        """Whether a channel exists for this session, as far as its endpoint goes."""
+        return (self.endpoint.lists(channel, declared) and not declared.own) or channel in self.own
+
+    def welcome(self, features: list[str], *, pong: bool, pending: bool = False) -> None:
+        """Begin; `pong` asks the client for signs of life, where the server has no pings of its own.
+
+        A session that is `pending` has no more than this until it is admitted.
+        """
+        self._move(Move.ASK if pending else Move.WELCOME)
         message = Welcome(
             session=self.id,
             protocol=PROTOCOL,
@@ -178,12 +204,20 @@ class Session:
             user=self.user,
             time=int(self.connected_at * 1000),
             pong=pong or UNSET,
+            auth="required" if pending else UNSET,
         )
         self.tell(message)
 
+    def admit(self, identity: Identity | None) -> bool:
+        """Learn who a pending session is; return whether it still waited for that."""
+        if not self._move(Move.ADMIT):
+            return False
+        self.identity = identity
+        return True
+
     def deliver(self, batch: Batch) -> bool:
         """Take a batch and write it if that can be done now; return whether it fits."""
-        if self.phase is not State.OPEN:
+        if self.phase is not State.OPEN and self.phase is not State.PENDING:
             return True  # there is nobody to be slow
         if self.direct is not None:
             self.direct(batch.frames)
@@ -197,7 +231,7 @@ class Session:
 
     def collect(self, batch: Batch) -> bool:
         """Take a batch, more of which follow: `wake` will be called."""
-        if self.phase is not State.OPEN:
+        if self.phase is not State.OPEN and self.phase is not State.PENDING:
             return True
         if not self._outbox:
             self._wait()
@@ -268,16 +302,17 @@ class Session:
         else:
             self.tell(Ping())
 
-    def end(self, ending: Ending) -> None:
-        """End it: one last message, then the close frame. Only the first ending counts."""
+    def end(self, ending: Ending) -> bool:
+        """End it: one last message, then the close frame. Only the first ending counts, and is `True`."""
         if not self._move(Move.END):
-            return
+            return False
         self.ending = ending
         delay = ending.delay or UNSET
         message = Disconnect(
             code=ending.code, reason=ending.reason, reconnect=delay is not UNSET, delay=delay
         )
         self._force(self._single(self.codec.encode(message)))
+        return True
 
     def abort(self) -> None:
         """Drop a connection whose last write does not finish."""

@@ -38,6 +38,7 @@ _SWITCH = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("fals
 _PATH = r"(/[^/\s?#%]+)*/?"
 _HOST = r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]"
 _ORIGIN = rf"(([a-z][a-z0-9+.-]*)://(?:{_HOST}))(?::([1-9][0-9]{{0,4}}))?"
+_COOKIE = r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}"
 # What Kubernetes puts into every pod beside a Service called `asgi-ws`, and what our own tests use.
 _NOT_OURS = re.compile(r"ASGI_WS_((SERVICE_)?PORT|SERVICE_(HOST|PORT_\w+)|PORT_\d+_\w+|TEST_.*)")
 
@@ -161,6 +162,7 @@ URL = Kind("a URL such as redis://host:6379", partial(_text, r"[A-Za-z][A-Za-z0-
 ORIGINS = Kind("origins such as https://example.com, https://*.example.com or *", _origins, ",".join)
 SLOW = Kind(" or ".join(get_args(Slow)), partial(_text, "|".join(get_args(Slow))))
 REFUSE = Kind("close or http", partial(_text, "close|http"))
+COOKIE = Kind("a cookie's name, as 1 to 128 of A-Z a-z 0-9 and !#$%&'*+-.^_`|~", partial(_text, _COOKIE))
 SECRET = Kind("visible ASCII without a space", partial(_text, "[!-~]+"), hide=lambda text: text and "***")
 
 
@@ -173,6 +175,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     prefix: Annotated[str, PREFIX, "where HubMiddleware serves the hub's routes"] = "/ws"
     heartbeat: Annotated[float, DURATION, "from one ping of a session to the next"] = 25.0
     send_timeout: Annotated[float, DURATION, "one write that takes longer aborts the connection"] = 10.0
+    auth_timeout: Annotated[float, DURATION, "until a session has said who it is, else close 4012"] = 10.0
     command_timeout: Annotated[float, DURATION, "the longest that a function of the application may run"] = (
         10.0
     )
@@ -191,6 +194,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     allowed_origins: Annotated[tuple[str, ...], ORIGINS, "who may connect besides the same origin"] = ()
     refuse: Annotated[Literal["close", "http"], REFUSE, "how to refuse: close code or HTTP status"] = "close"
     fast: Annotated[bool, SWITCH, "false: never bypasses the app's send, see docs/deploying.md"] = True
+    require_auth: Annotated[bool, SWITCH, "true: who is anonymous has to send auth first"] = False
+    token_cookie: Annotated[str | None, COOKIE, "the cookie that has the token"] = None
+    token_in_query: Annotated[bool, SWITCH, "true: ?token= is a token; servers log it"] = False
     api_key: Annotated[str | None, SECRET, "with it set, stats and nodes are for its bearers"] = None
     public_stats: Annotated[bool, SWITCH, "true: numbers are given without the API key"] = False
     live: Annotated[bool, SWITCH, "true: the live page is served"] = False

@@ -14,7 +14,7 @@ from asgi_ws.session import Session
 from asgi_ws.topic import Subscription
 
 
-class State(NamedTuple):
+class Carried(NamedTuple):
     """A snapshot as a message carries it: its `data`, its `binary`, and of which position it is."""
 
     data: Any = UNSET
@@ -22,7 +22,7 @@ class State(NamedTuple):
     position: Position | None = None
 
 
-async def take(session: Session, channel: Channel, params: dict[str, Any], max_bytes: int) -> State:
+async def take(session: Session, channel: Channel, params: dict[str, Any], max_bytes: int) -> Carried:
     """Ask the application for a channel's state; an empty one where it gives none.
 
     Raises:
@@ -32,9 +32,9 @@ async def take(session: Session, channel: Channel, params: dict[str, Any], max_b
     """
     snapshot = await channel.state_for(session, params)
     if snapshot is None:
-        return State()
+        return Carried()
     data, binary = encode_data(snapshot.data, max_bytes)
-    return State(session.codec.carry(data, binary=binary), binary or UNSET, snapshot.position)
+    return Carried(session.codec.carry(data, binary=binary), binary or UNSET, snapshot.position)
 
 
 class Patient(Subscription):
@@ -74,7 +74,7 @@ class Patient(Subscription):
         return last is not None and (last.epoch != self._goal.epoch or last.offset >= self._goal.offset)
 
 
-async def align(node: Node, channel: Channel, subscription: Subscription, join: Join, state: State) -> Join:
+async def align(node: Node, channel: Channel, subscription: Subscription, join: Join, state: Carried) -> Join:
     """Return what a subscription begins with that is given a state: exactly what is not in it.
 
     Raises:

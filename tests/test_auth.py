@@ -45,21 +45,21 @@ class TestTheApplicationsFunction:
             asked.append((connection, token))
             return Identity("7")
 
-        assert await identify(given, who) == Identity("7")
+        assert await identify(given, who, "abc") == Identity("7")
         assert asked == [(given, "abc")]
 
     async def test_none_is_anonymous_whatever_the_framework_says(self):
         async def nobody(connection, token):
             return None
 
-        assert await identify(connection(user=SimpleUser("ann")), nobody) is None
+        assert await identify(connection(user=SimpleUser("ann")), nobody, None) is None
 
     async def test_what_it_raises_is_passed_on(self):
         async def refuse(connection, token):
             raise Unauthorized("who are you?")
 
         with pytest.raises(Unauthorized, match="who are you"):
-            await identify(connection(), refuse)
+            await identify(connection(), refuse, None)
 
     @pytest.mark.parametrize("wrong", ["7", 7, {"user": "7"}, True])
     async def test_anything_else_is_refused_with_what_was_expected(self, wrong):
@@ -67,14 +67,14 @@ class TestTheApplicationsFunction:
             return wrong
 
         with pytest.raises(TypeError, match=f"an Identity or None, got {type(wrong).__name__}"):
-            await identify(connection(), who)
+            await identify(connection(), who, None)
 
     async def test_a_user_that_is_no_text_is_refused_where_it_comes_from(self):
         async def who(connection, token):
             return Identity(7)
 
         with pytest.raises(TypeError, match="user.*str.*int"):
-            await identify(connection(), who)
+            await identify(connection(), who, None)
 
 
 class TestTheFrameworksUser:
@@ -102,16 +102,16 @@ class TestTheFrameworksUser:
         ],
     )
     async def test_that_is_authenticated_is_the_identity(self, user, id):
-        assert await identify(connection(user=user), None) == Identity(id)
+        assert await identify(connection(user=user), None, None) == Identity(id)
 
     @pytest.mark.parametrize("user", [None, UnauthenticatedUser(), object()])
     async def test_any_other_is_anonymous(self, user):
-        assert await identify(connection(user=user), None) is None
-        assert await identify(connection(), None) is None
+        assert await identify(connection(user=user), None, None) is None
+        assert await identify(connection(), None, None) is None
 
     async def test_one_without_an_id_is_refused(self):
         with pytest.raises(Unauthorized, match="to have an identity, got Nameless without one"):
-            await identify(connection(user=self.Nameless()), None)
+            await identify(connection(user=self.Nameless()), None, None)
 
 
 class TestInASession:
@@ -154,7 +154,7 @@ class TestInASession:
         async def who(connection, token):
             raise error
 
-        async with hub, Client(hub) as client:
+        async with hub, Client(hub, headers={"authorization": "Bearer abc"}) as client:
             await client.ended()
             assert (client.closed["code"], client.closed["reason"]) == (code, reason)
             assert (await hub.status())["active_connections"] == 0

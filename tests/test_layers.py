@@ -13,30 +13,30 @@ PACKAGE = Path(__file__).parent.parent / "asgi_ws"
 FLOORS = (
     "errors version",
     # words, each for itself
-    "eager endings frames lifespan messages metrics origins publication",
+    "eager endings frames lifespan memo messages metrics origins publication",
     "server.keepalive",
     # names, settings, who it is; publishing from threads
     "auth patterns settings threads broadcasters.workers",
-    # how it is written, what waits to be written
-    "codecs",
+    # how it is written, what waits to be written; the URLs that are served
+    "codecs endpoints",
     "outbox values",
     # a channel on this node, and what ticks
     "topic heartbeat",
     "broadcasters fanout session",
     "broadcasters.memory answers handlers node",
-    "channels commands",
+    "channels commands hooks",
     "history snapshots",
     # what is declared, what runs
     "router",
     "catchup",
     "run",
     "lanes lifecycle joins",
-    "calls",
+    "admission calls",
     "requests",
     # bytes to sessions, and back
     "transports",
     "transports.handshake",
-    "transports.conversation",
+    "transports.bypass transports.conversation",
     "transports.direct",
     "transports.websocket",
     "routes server.connection",

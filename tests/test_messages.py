@@ -12,6 +12,7 @@ from asgi_ws.messages import (
     MAX_REF,
     REQUEST_TYPES,
     After,
+    Auth,
     Call,
     Disconnect,
     Error,
@@ -78,6 +79,13 @@ SAID = {
         Gap(channel="a", epoch="e", offset=9, dropped=3),
         {"channel": "a", "epoch": "e", "offset": 9, "dropped": 3},
     ),
+    "welcome where who it is has to be said": (
+        Welcome(session="s", protocol=1, features=[], heartbeat=25.0, user=None, time=5, auth="required"),
+        {
+            "session": "s", "protocol": 1, "features": [], "heartbeat": 25.0, "user": None, "time": 5,
+            "auth": "required",
+        },
+    ),
     "error": (Error(code="c", message="m"), {"code": "c", "message": "m"}),
     "error with all": (
         Error(code="c", message="m", ref="r", channel="a", retry_after=1.5),
@@ -130,6 +138,7 @@ def read(**request: Any) -> Any:
             {"type": "history", "channel": "a", "limit": MAX_HISTORY, "after": {"epoch": "e", "offset": 0}},
             History("a", limit=MAX_HISTORY, after=After("e", 0)),
         ),
+        ({"type": "auth", "token": "abc", "ref": 7}, Auth("abc", 7)),
         ({"type": "ping", "ref": "x" * 64, "later": 1}, Ping(ref="x" * 64)),
         ({"type": "pong"}, Pong(ref=UNSET)),
     ],
@@ -176,12 +185,19 @@ def test_what_is_the_application_s_is_not_read_but_kept():
         {"type": "history", "channel": "a", "after": 5},
         {"type": "history", "channel": "a", "after": {"epoch": "e"}},
         {"type": "history", "channel": "a", "after": {"epoch": "e", "offset": -1}},
+        {"type": "auth"},
+        {"type": "auth", "token": ""},
+        {"type": "auth", "token": None},
         {"type": "ping", "ref": True},
     ],
 )
 def test_a_request_that_is_none_is_not_read(request_):
     with pytest.raises(msgspec.ValidationError):
         read(**request_)
+
+
+def test_a_token_is_in_no_log():
+    assert repr(Auth("secret", 7)) == "Auth(token=***, ref=7)"
 
 
 # Error codes and close codes, which other people's programs depend on.
@@ -212,7 +228,7 @@ def test_each_ending_has_the_code_of_the_contract():
     named = {name: value.code for name, value in vars(endings).items() if isinstance(value, endings.Ending)}
     assert named.items() >= {
         "NORMAL": 1000, "TOO_BIG": 1009, "INTERNAL": 1011, "RESTART": 1012, "TRY_LATER": 1013,
-        "UNAUTHORIZED": 4001, "FORBIDDEN": 4003, "NO_SUCH": 4004, "DISCONNECTED": 4010,
+        "UNAUTHORIZED": 4001, "FORBIDDEN": 4003, "NO_SUCH": 4004, "DISCONNECTED": 4010, "AUTH_TIMED_OUT": 4012,
         "OVER_CAPACITY": 4100, "TOO_SLOW": 4102, "EXPIRED": 4103, "NO_SIGN_OF_LIFE": 4105,
     }.items()  # fmt: skip
 

@@ -31,6 +31,7 @@ DEFAULTS = {
     "prefix": "/ws",
     "heartbeat": 25.0,
     "send_timeout": 10.0,
+    "auth_timeout": 10.0,
     "command_timeout": 10.0,
     "history": 100,
     "history_ttl": 300.0,
@@ -47,11 +48,14 @@ DEFAULTS = {
     "allowed_origins": (),
     "refuse": "close",
     "fast": True,
+    "require_auth": False,
+    "token_cookie": None,
+    "token_in_query": False,
     "api_key": None,
     "public_stats": False,
     "live": False,
 }
-DURATIONS = ["heartbeat", "send_timeout", "command_timeout", "history_ttl", "position_ttl"]
+DURATIONS = ["heartbeat", "send_timeout", "auth_timeout", "command_timeout", "history_ttl", "position_ttl"]
 SIZES = ["outbox_bytes", "max_message_bytes", "max_event_bytes"]
 SIZES_OR_0 = ["history_channel_bytes", "history_bytes"]
 COUNTS = ["outbox_messages", "max_subscriptions", "max_connections"]
@@ -277,13 +281,25 @@ def test_a_count_is_a_whole_number(name):
         assert refused(**{name: wrong}).startswith(f"{name}: expected a whole number")
 
 
+@pytest.mark.parametrize("name", ["token", "__Host-session", "a.b", "x" * 128])
+def test_a_cookies_name_is_one_that_a_cookie_can_have(name):
+    assert from_environment("token_cookie", name) == name
+
+
+@pytest.mark.parametrize("name", ["a b", "a;b", "a=b", "é", "x" * 129, '"a"'])
+def test_a_cookies_name_is_no_other(name):
+    assert refused(token_cookie=name).startswith("token_cookie: expected a cookie's name")
+
+
 def test_only_the_history_counts_down_to_0():
     assert from_environment("history", "0") == 0
     for name in COUNTS:
         assert refused(**{name: 0}) == f"{name}: expected a whole number above 0, got 0"
 
 
-@pytest.mark.parametrize("name", ["enabled", "public_stats", "live"])
+@pytest.mark.parametrize(
+    "name", ["enabled", "public_stats", "live", "fast", "require_auth", "token_in_query"]
+)
 def test_a_switch_has_four_words_for_each_side(name):
     for on in "true", "TRUE", "1", "yes", "Yes", "on":
         assert from_environment(name, on) is True

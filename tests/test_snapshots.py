@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import asgi_ws
 from asgi_ws import Binary, Forbidden, Hub, Position, Session, Snapshot
 from asgi_ws.node import STRETCH
-from asgi_ws.snapshots import State, take
+from asgi_ws.snapshots import Carried, take
 from asgi_ws.topic import HOLD_LIMIT
 from tests.fakes import Client, FakeBroker, publication, travel, turns, until
 from tests.servers import receive, serve, welcomed
@@ -141,7 +141,7 @@ class TestWho:
                 id = "s1"
 
             assert await plain.state_for(Someone(), {}) is None
-            assert await take(Someone(), plain, {}, 1000) == State()
+            assert await take(Someone(), plain, {}, 1000) == Carried()
             assert await room.state_for(Someone(), {}) == Snapshot([], None)
             assert room.asked == ["s1"]
 

@@ -69,6 +69,10 @@ class Connection(asyncio.Protocol):
 
     # For the owner.
 
+    @property
+    def pings(self) -> bool:
+        return self._keepalive is not None
+
     def adopt(self, owner: Owner) -> None:
         assert self._release is not None, "adopted twice"
         release, self._release = self._release, None

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+from contextvars import Context
 from typing import Protocol
 
 from asgi_ws.frames import header
@@ -75,7 +76,8 @@ class Keepalive:
             del self._unanswered[connection]
 
     def _arm(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(self._tick, self._turn)
+        # With no context: that of the request which has armed it would live as long as there are connections.
+        self._timer = asyncio.get_running_loop().call_later(self._tick, self._turn, context=Context())
 
     def _turn(self) -> None:
         self._arm()

@@ -4,6 +4,7 @@ import secrets
 
 from starlette.types import Scope
 
+from asgi_ws import endings
 from asgi_ws.codecs import Payload
 from asgi_ws.requests import Requests
 from asgi_ws.run import Run
@@ -21,11 +22,13 @@ class Conversation:
         transport: `"websocket"`.
     """
 
-    __slots__ = ("_asked", "_requests", "_run", "session")
+    __slots__ = ("_handshake", "_requests", "_run", "session")
 
     def __init__(self, scope: Scope, run: Run, handshake: Handshake, transport: str) -> None:
         self.session = Session(
             id=secrets.token_urlsafe(12),
+            endpoint=handshake.endpoint,
+            home=handshake.home,
             transport=transport,
             codec=handshake.codec,
             identity=handshake.identity,
@@ -36,16 +39,25 @@ class Conversation:
             catch_up=run.catch_up,
         )
         self._run = run
-        self._asked = handshake.asked
-        self._requests = Requests(self.session, run)
+        self._handshake: Handshake | None = handshake
+        self._requests = Requests(self.session, run, scope)
 
     def begin(self, link: Link, *, pong: bool) -> None:
-        """Welcome the client and join its channels; `pong` where the server has no pings of its own."""
+        """Welcome the client and let it in; `pong` where the server has no pings of its own."""
+        assert self._handshake is not None
+        handshake, self._handshake = self._handshake, None
         self.session.link = link
         self._run.add(self.session)
-        self.session.welcome(sorted(self._run.node.broadcaster.features), pong=pong)
-        self._requests.begin(self._asked)
-        self._asked = []
+        features: list[str] = sorted(self._run.node.broadcaster.features)
+        self.session.welcome(features, pong=pong, pending=handshake.pending)
+        if self._run.closed:  # while the handshake was answered
+            self.session.end(endings.RESTART)
+        else:
+            self._requests.begin(handshake.asked, handshake.connection)
+
+    async def wait(self) -> None:
+        """Wait until the application has let the session in: its middleware may be about to clean up."""
+        await self._requests.wait()
 
     def receive(self, payload: Payload) -> None:
         """Take a message from the client."""
@@ -55,4 +67,4 @@ class Conversation:
         """The connection is gone; `code` is what the client's side gave."""
         self._requests.stop()
         self._run.remove(self.session)
-        self.session.gone(code)
+        self._requests.leave(self.session.gone(code))

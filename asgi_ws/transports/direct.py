@@ -43,6 +43,10 @@ class Connection(Protocol):
 
     paused: bool
 
+    @property
+    def pings(self) -> bool:
+        """Whether the server finds dead clients with pings of its own."""
+
     def adopt(self, owner: Owner) -> None:
         """Take the connection out of the ASGI task's hands; what the client has sent already follows."""
 
@@ -69,7 +73,7 @@ class DirectLink:
 
     def begin(self) -> None:
         """Welcome the client, in one write with all that it hears first, and adopt the connection."""
-        self._conversation.begin(self, pong=False)
+        self._conversation.begin(self, pong=not self._connection.pings)
         self._waiting = False
         self.wake()
         self._connection.adopt(self)

@@ -1,6 +1,5 @@
 """Who may connect, decided before a session exists."""
 
-import asyncio
 import logging
 from typing import NamedTuple
 
@@ -8,10 +7,12 @@ from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
 
 from asgi_ws import endings, origins
-from asgi_ws.auth import Authenticate, Identity, identify
+from asgi_ws.auth import Identity, find_token, identify
 from asgi_ws.codecs import CODECS, JSON, Codec
 from asgi_ws.endings import Ending
-from asgi_ws.errors import Forbidden, HubError, Unauthorized
+from asgi_ws.endpoints import Endpoint
+from asgi_ws.errors import HubError, RequestError, Timeout, Unauthorized
+from asgi_ws.handlers import within
 from asgi_ws.messages import MAX_REQUESTS, Subscribe
 from asgi_ws.run import Run
 from asgi_ws.settings import Settings
@@ -29,10 +30,14 @@ class Refused(HubError):
 
 
 class Handshake(NamedTuple):
-    """What a handshake has agreed on."""
+    """What a handshake has agreed on; `home` is the channel that the URL names."""
 
+    connection: HTTPConnection
+    endpoint: Endpoint
+    home: str | None
     codec: Codec
     identity: Identity | None
+    pending: bool
     asked: list[Subscribe]
 
 
@@ -45,7 +50,7 @@ def denial(ending: Ending) -> Response:
     return JSONResponse({"code": code, "message": ending.reason}, ending.status)
 
 
-async def shake(connection: HTTPConnection, run: Run, authenticate: Authenticate | None) -> Handshake:
+async def shake(connection: HTTPConnection, run: Run, endpoint: Endpoint) -> Handshake:
     """Agree on a session.
 
     Raises:
@@ -55,25 +60,34 @@ async def shake(connection: HTTPConnection, run: Run, authenticate: Authenticate
     if not settings.enabled:
         raise Refused(endings.TRY_LATER.because("disabled (ASGI_WS_ENABLED)"), "disabled")
     _check_capacity(run)
-    _check_origin(connection, settings)
+    _check_origin(connection, endpoint, settings)
     codec = _negotiate(connection)
     asked = _asked(connection)
-    identity = await _identify(connection, authenticate, settings.command_timeout)
+    home = _home(connection, endpoint)
+    identity, pending = await _identify(connection, run, endpoint)
     _check_capacity(run)  # others have connected meanwhile
-    return Handshake(codec, identity, asked)
+    return Handshake(connection, endpoint, home, codec, identity, pending, asked)
 
 
 def _check_capacity(run: Run) -> None:
+    if run.closed:
+        raise Refused(endings.RESTART, "stopping")
     most = run.settings.max_connections
     if most is not None and len(run.sessions) >= most:
         raise Refused(endings.OVER_CAPACITY, "capacity")
 
 
-def _check_origin(connection: HTTPConnection, settings: Settings) -> None:
+def _check_origin(connection: HTTPConnection, endpoint: Endpoint, settings: Settings) -> None:
     origin = connection.headers.get("origin")
-    if origins.allowed(origin, connection.headers.get("host", ""), settings.allowed_origins):
+    if endpoint.origins is None:
+        where = "ASGI_WS_ALLOWED_ORIGINS"
+        allowed = origins.allowed(origin, connection.headers.get("host", ""), settings.allowed_origins)
+    else:
+        where = f"the origins= of {endpoint.path.text}"
+        allowed = origins.listed(origin, endpoint.origins)
+    if allowed:
         return
-    reason = f"origin {origin!r} is not in ASGI_WS_ALLOWED_ORIGINS"
+    reason = f"origin {origin!r} is not in {where}"
     logger.warning("a connection was refused: %s", reason)
     raise Refused(endings.FORBIDDEN.because(reason), "origin")
 
@@ -109,22 +123,40 @@ def _resume(text: str) -> Subscribe:
     return Subscribe(channel=channel, epoch=epoch or None, offset=int(offset))
 
 
-async def _identify(
-    connection: HTTPConnection, authenticate: Authenticate | None, seconds: float
-) -> Identity | None:
+def _home(connection: HTTPConnection, endpoint: Endpoint) -> str | None:
+    try:
+        return endpoint.home(connection.path_params, connection.query_params)
+    except RequestError as error:
+        why = "query" if error.code == "bad_request" else "channel"
+        raise Refused(endings.of_error(error), why) from error
+
+
+def _check_identity(identity: Identity | None, settings: Settings, token: str | None) -> None:
+    if identity is None and settings.require_auth:
+        raise Unauthorized("expected a token, got none" if token is None else "expected a user's token")
+
+
+async def _identify(connection: HTTPConnection, run: Run, endpoint: Endpoint) -> tuple[Identity | None, bool]:
+    """Return who is connecting, and whether that is still to be said."""
+    settings, authenticate = run.settings, run.authenticator(endpoint)
+    token = None
     try:
         if authenticate is None:
-            return await identify(connection, None)  # nothing in it waits
-        async with asyncio.timeout(seconds):
-            return await identify(connection, authenticate)
-    except TimeoutError as error:
-        raise Refused(endings.TRY_LATER.because("authenticate took too long"), "timeout") from error
+            identity = await identify(connection, None, None)  # nothing in it waits
+        else:
+            token = find_token(connection, settings.token_cookie, in_query=settings.token_in_query)
+            identity = await within(settings.auth_timeout, identify(connection, authenticate, token))
+        _check_identity(identity, settings, token)
+    except Timeout as error:
+        raise Refused(endings.AUTH_TIMED_OUT, "timeout") from error
     except Unauthorized as error:
-        ending = endings.UNAUTHORIZED
-        raise Refused(ending.because(str(error) or ending.reason), "unauthorized") from error
-    except Forbidden as error:
-        ending = endings.FORBIDDEN
-        raise Refused(ending.because(str(error) or ending.reason), "forbidden") from error
+        # Only who can be asked again is: where nothing takes a token, no token will do.
+        if token is None and authenticate is not None:
+            return None, True
+        raise Refused(endings.of_error(error), "unauthorized") from error
+    except RequestError as error:
+        raise Refused(endings.of_error(error), error.code) from error
     except Exception as error:
         logger.exception("authenticate failed")
         raise Refused(endings.INTERNAL, "internal") from error
+    return identity, False

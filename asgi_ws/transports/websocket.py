@@ -16,12 +16,13 @@ from starlette.requests import HTTPConnection
 from starlette.types import Message, Receive, Scope, Send
 
 from asgi_ws import endings
-from asgi_ws.auth import Authenticate
 from asgi_ws.eager import Rest, begin
 from asgi_ws.endings import Ending
+from asgi_ws.endpoints import Endpoint
 from asgi_ws.outbox import Batch
 from asgi_ws.run import Run
 from asgi_ws.session import Session
+from asgi_ws.transports import bypass
 from asgi_ws.transports.conversation import Conversation
 from asgi_ws.transports.direct import EXTENSION, Connection, DirectLink
 from asgi_ws.transports.handshake import Refused, denial, shake
@@ -130,6 +131,7 @@ class WebSocketLink:
             elif session.ending is None:
                 await self._rest()
             else:
+                self._stop_reading(after=CLOSE_TIMEOUT)  # granian does not close while somebody reads
                 await self._send(_close(session.ending))
                 return
 
@@ -173,14 +175,12 @@ class WebSocketLink:
             self._deadline.reschedule(asyncio.get_running_loop().time() + after)
 
 
-async def serve(
-    scope: Scope, receive: Receive, send: Send, run: Run, authenticate: Authenticate | None
-) -> None:
+async def serve(scope: Scope, receive: Receive, send: Send, run: Run, endpoint: Endpoint) -> None:
     """Serve one WebSocket connection, from the handshake to its end."""
     connection = HTTPConnection(scope)
     await receive()  # websocket.connect
     try:
-        handshake = await shake(connection, run, authenticate)
+        handshake = await shake(connection, run, endpoint)
     except Refused as refused:
         run.metrics.rejected[refused.why] += 1
         await refuse(scope, receive, send, refused.ending, http=run.settings.refuse == "http")
@@ -192,7 +192,9 @@ async def serve(
     if direct is None:
         await WebSocketLink(conversation.session, send).serve(conversation, receive)
     else:
+        bypass.tell(scope, run)
         DirectLink(conversation, direct).begin()
+        await conversation.wait()
 
 
 async def refuse(scope: Scope, receive: Receive, send: Send, ending: Ending, *, http: bool) -> None:
