@@ -73,6 +73,40 @@ class TestASession:
             assert await five.events(1) == ["to five"]
             assert await six.events(1) == ["to six"]
 
+    async def test_calls_publishes_and_looks_back_only_where_its_endpoint_lists_it(self):
+        hub = dialogs(commands=["add"], channels=["room:{name}"])
+        room = hub.channel("wall:{name}", public=True)
+        listed = next(entry.value for entry in hub.channels if entry.pattern.text == "room:{name}")
+
+        @room.publish_right
+        @listed.publish_right
+        async def anyone(name: str) -> None: ...
+
+        @hub.command("add")
+        async def add(a: int, b: int) -> int:
+            return a + b
+
+        @hub.command("drop")
+        async def drop() -> None:
+            raise AssertionError("not listed")
+
+        async def answer(client: Client, **request: object) -> object:
+            client.send(ref=1, **request)
+            message = await client.receive("reply", "error")
+            return message.get("code", message.get("data"))
+
+        async with hub, Client(hub, "/dialogs/5") as client, Client(hub) as stream:
+            await joined(client)
+            await joined(stream)
+            assert await answer(client, type="call", command="add", params={"a": 1, "b": 2}) == 3
+            assert await answer(client, type="call", command="drop") == "not_found"
+            assert await answer(stream, type="call", command="drop") == "internal"
+            for channel, code in (("room:x", None), ("wall:x", "not_found"), ("broadcast", "not_found")):
+                got = await answer(client, type="publish", channel=channel, event="said", data=1)
+                assert code is None or got == code, channel
+                assert await answer(client, type="history", channel=channel) == (code or "forbidden")
+            assert await answer(client, type="history", channel="dialog:5") != "forbidden"
+
     async def test_has_nothing_that_its_endpoint_does_not_list(self):
         hub = dialogs()
 
