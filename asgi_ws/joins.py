@@ -18,13 +18,14 @@ from asgi_ws.eager import begin, finish
 from asgi_ws.errors import (
     AlreadySubscribed,
     BadRequest,
+    Forbidden,
     LimitExceeded,
     NotFound,
     RequestError,
     Timeout,
     Unavailable,
 )
-from asgi_ws.messages import MAX_REQUESTS, Subscribe, Subscribed, Unsubscribe, Unsubscribed
+from asgi_ws.messages import MAX_REQUESTS, AskPresence, Subscribe, Subscribed, Unsubscribe, Unsubscribed
 from asgi_ws.node import Join, Resume
 from asgi_ws.patterns import check_channel
 from asgi_ws.router import own_names
@@ -109,6 +110,19 @@ class Joins:
         else:
             action()
 
+    def ask(self, request: AskPresence) -> None:
+        """Answer who is in a channel: only those who are in it may know."""
+        try:
+            channel, _ = self._declared(check_channel(request.channel))
+            if request.channel not in self._session.subscriptions:
+                raise Forbidden(f"expected a channel that is subscribed to, got {request.channel!r}")
+            if not channel.presence:
+                raise BadRequest(f"expected a channel with presence, got {request.channel!r}")
+            counted = channel.presence == "count"
+            self._run.inquiries.ask(self._session, request.channel, request.ref, counted=counted)
+        except RequestError as error:
+            self._fail(error, request.ref, request.channel)
+
     def _postpone(self, channel: str, ref: Ref, action: Callable[[], None]) -> None:
         later = self._later.setdefault(channel, [])
         if len(later) < MAX_REQUESTS:
@@ -132,11 +146,15 @@ class Joins:
             raise BadRequest("expected an offset with the epoch, got none")
         if request.epoch is None and request.offset:
             raise BadRequest(f'expected an epoch with the offset, or "offset":0, got {request.offset}')
+        declared, params = self._declared(channel)
+        kind = Patient if declared.has_snapshot else Subscription
+        return _Join(request, declared, params, kind(self._session, channel, declared.slow))
+
+    def _declared(self, channel: str) -> tuple[Channel, dict[str, Any]]:
         found = self._run.router.find(channel)
         if found is None or (found[0].own and channel not in self._own):
             raise NotFound(f"expected a channel of this server, got {channel!r}")
-        kind = Patient if found[0].has_snapshot else Subscription
-        return _Join(request, *found, kind(self._session, channel, found[0].slow))
+        return found
 
     @property
     def _own(self) -> tuple[str, ...]:
@@ -175,7 +193,7 @@ class Joins:
             # Not we are cancelled: what the application awaited was.
             self._fail(error, request.ref, request.channel)
         else:
-            self._admit(request, subscription, *start)
+            self._admit(join, *start)
         for later in self._later.pop(request.channel, ()):
             later()
 
@@ -207,8 +225,8 @@ class Joins:
             raise Unavailable(f"expected at most {subscription.limit} events while subscribing; try again")
         return found, state
 
-    def _admit(self, request: Subscribe, subscription: Subscription, found: Join, state: State) -> None:
-        position = found.position
+    def _admit(self, join: _Join, found: Join, state: State) -> None:
+        request, position = join.request, found.position
         message = Subscribed(
             channel=request.channel,
             ref=present(request.ref),
@@ -219,7 +237,10 @@ class Joins:
             binary=state.binary,
         )
         self._session.tell(message)
-        self._run.node.admit(subscription, found)
+        self._run.node.admit(join.subscription, found)
+        if join.channel.presence:
+            counted = join.channel.presence == "count"
+            self._run.node.presence.enter(join.subscription, self._session.identity, counted=counted)
 
     def _abandon(self, subscription: Subscription) -> None:
         self._session.subscriptions.pop(subscription.channel, None)

@@ -16,7 +16,7 @@ from asgi_ws.calls import Calls
 from asgi_ws.codecs import Invalid, Payload, size_of
 from asgi_ws.errors import BadRequest
 from asgi_ws.joins import Joins
-from asgi_ws.messages import Call, History, Ping, Pong, Publish, Request, Subscribe, Unsubscribe
+from asgi_ws.messages import AskPresence, Call, History, Ping, Pong, Publish, Request, Subscribe, Unsubscribe
 from asgi_ws.run import Run
 from asgi_ws.session import Session, State
 
@@ -72,6 +72,8 @@ class Requests:
                 self._calls.call(request)
             case Publish():
                 self._calls.publish(request)
+            case AskPresence(channel, ref):
+                self._joins.after(channel, ref, partial(self._joins.ask, request))
             case History(channel, ref):
                 self._joins.after(channel, ref, partial(self._calls.history, request))
             case Ping(ref):

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from asgi_ws.channels import Channel, Events
+from asgi_ws.channels import Channel, Events, PresenceMode
 from asgi_ws.commands import Command
 from asgi_ws.patterns import PatternMap
 from asgi_ws.publication import Slow
@@ -33,6 +33,7 @@ class Router:
         public: bool = False,
         history: int | None = None,
         history_ttl: float | None = None,
+        presence: PresenceMode = False,
         events: Events | None = None,
         slow: Slow | None = None,
     ) -> Channel:
@@ -47,6 +48,7 @@ class Router:
             public=public,
             history=history,
             history_ttl=history_ttl,
+            presence=presence,
             events=events,
             slow=slow,
             place=_place(),

@@ -11,6 +11,7 @@ from asgi_ws.broadcasters import Broadcaster
 from asgi_ws.catchup import CatchUp
 from asgi_ws.errors import RequestError
 from asgi_ws.heartbeat import Heartbeat
+from asgi_ws.inquiries import Inquiries
 from asgi_ws.metrics import Metrics
 from asgi_ws.node import Node
 from asgi_ws.router import Router
@@ -30,6 +31,7 @@ class Run:
         self.router = router
         self.metrics = Metrics()
         self.node = Node(broadcaster, self.metrics)
+        self.inquiries = Inquiries(self.node.presence, self.metrics, settings.max_event_bytes)
         self.heartbeat = Heartbeat(settings.heartbeat, settings.send_timeout, self.node.pace, self.metrics)
         self.catch_up = CatchUp(self.node, router, settings)
         self.sessions: dict[str, Session] = {}
@@ -46,6 +48,8 @@ class Run:
 
     async def stop(self) -> None:
         """End every session, wait for the clients to answer, and let go of the broadcaster."""
+        self.node.presence.stop()
+        self.inquiries.stop()
         for session in tuple(self.sessions.values()):
             session.end(endings.RESTART)
         await self._until_empty()
