@@ -1,7 +1,7 @@
 """The realtime layer for any ASGI app: mount a `Hub`, publish, and every client hears every event."""
 
 from asgi_ws.auth import Identity
-from asgi_ws.broadcasters import Broadcaster
+from asgi_ws.broadcasters import Broadcaster, Member, Presence
 from asgi_ws.channels import Channel, Snapshot
 from asgi_ws.errors import (
     AlreadySubscribed,
@@ -41,9 +41,11 @@ __all__ = [
     "HubMiddleware",
     "Identity",
     "LimitExceeded",
+    "Member",
     "NotFound",
     "NotRunning",
     "Position",
+    "Presence",
     "RateLimited",
     "RequestError",
     "Router",

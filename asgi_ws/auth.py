@@ -1,13 +1,18 @@
 """Who a session is."""
 
 import inspect
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 from starlette.requests import HTTPConnection
 
-from asgi_ws.errors import Unauthorized
+from asgi_ws.codecs import encode_data
+from asgi_ws.errors import TooLarge, Unauthorized
+
+# It is kept for every member of a channel, and a thousand of them may be in one answer.
+MAX_INFO_BYTES = 4096
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -16,7 +21,7 @@ class Identity(msgspec.Struct, frozen=True):
     Attributes:
         user: The id; the session has the channel `user:<id>`.
         expires_at: Seconds since 1970; the session is closed (4103) at its first heartbeat after that.
-        info: What others may see of the user; anything that JSON can carry.
+        info: What others may see of the user; anything that JSON can carry, at most 4 KiB of it.
     """
 
     user: str
@@ -43,7 +48,8 @@ async def identify(
 
     Raises:
         Unauthorized: The application refuses.
-        TypeError: Its function returned something else than an `Identity`.
+        TypeError: Its function returned something else than an `Identity`, or one that cannot be.
+        TooLarge: The identity's `info` is over 4 KiB.
     """
     if authenticate is None:
         return _authenticated_user(connection)
@@ -57,6 +63,7 @@ async def identify(
     if not isinstance(identity.expires_at, float | int | None):
         got = type(identity.expires_at).__name__
         raise TypeError(f"expected the expires_at of an Identity in seconds since 1970, got {got}")
+    encode_info(identity)  # now, where the log names who made it, and not when somebody asks who is there
     return identity
 
 
@@ -74,6 +81,25 @@ def find_token(connection: HTTPConnection, cookie: str | None, *, in_query: bool
     if token is None and in_query:
         token = connection.query_params.get("token") or None
     return token
+
+
+def encode_info(identity: Identity) -> bytes:
+    """Return what others may see of a user as JSON text.
+
+    Raises:
+        TypeError: JSON cannot carry it.
+        TooLarge: It is over 4 KiB.
+    """
+    if identity.info is None:
+        return b"null"
+    text, binary = encode_data(identity.info, sys.maxsize)
+    if binary:
+        raise TypeError("expected the info of an Identity to be what JSON can carry, got Binary")
+    if len(text) > MAX_INFO_BYTES:
+        raise TooLarge(
+            f"expected the info of an Identity to have at most {MAX_INFO_BYTES} bytes, got {len(text)}"
+        )
+    return text
 
 
 def bearer_token(connection: HTTPConnection) -> str | None:

@@ -1,7 +1,7 @@
 """What an application declares about a channel, and asks of who wants to hear it."""
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, Self, TypeVar, get_args, overload
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar, get_args, overload
 
 from asgi_ws.errors import BadRequest, NotRunning, SettingsError, Undeclared
 from asgi_ws.handlers import Handler
@@ -13,6 +13,7 @@ from asgi_ws.values import Reader, conform
 
 SubscribeRight = Callable[..., Awaitable[None]]
 Events = Mapping[str, Any] | Sequence[str]
+PresenceMode = Literal["count"] | bool
 Function = TypeVar("Function", bound=Callable[..., Awaitable[Any]])
 
 
@@ -54,6 +55,7 @@ class Channel:
         public: Every `/stream` session may subscribe; nobody is asked.
         history: How many publications are kept; 0 turns history and positions off; `None`: the setting.
         history_ttl: For how many seconds; `None`: the setting.
+        presence: `True`: its sessions are told who is there; `"count"`: only how many.
         events: The events it has, with the types of their data or without; `None`: any.
         slow: What is done with a client that is too slow for it: `resync` feeds it from history as it
             reads (without history: as `disconnect`), `disconnect` ends the session (4102), `drop_oldest` and
@@ -70,13 +72,17 @@ class Channel:
         public: bool = False,
         history: int | None = None,
         history_ttl: float | None = None,
+        presence: PresenceMode = False,
         events: Events | None = None,
         slow: Slow | None = None,
         place: str = "?",
         own: bool = False,
     ) -> None:
         self.pattern = Pattern(pattern)
+        if presence not in (True, False, "count"):
+            raise ValueError(f'{place}: expected presence=True, False or "count", got {presence!r}')
         self.public = public
+        self.presence = presence
         self.events = None if events is None else _events(events)
         self.place = place
         self.own = own
@@ -178,13 +184,15 @@ class Channel:
         """Refuse a declaration that nobody could subscribe to, or that the broadcaster cannot keep.
 
         Raises:
-            SettingsError: It has neither a function nor `public=True`, or a history that cannot be.
+            SettingsError: It has neither a function nor `public=True`, or a history or presence that cannot
+                be.
         """
-        if self._history and "history" not in features:
-            raise SettingsError(
-                f"{self.place}: expected a broadcaster with history for channel {self.pattern.text!r}, "
-                f"got one with {', '.join(sorted(features)) or 'nothing'}"
-            )
+        for feature, wanted in ("history", self._history), ("presence", self.presence):
+            if wanted and feature not in features:
+                raise SettingsError(
+                    f"{self.place}: expected a broadcaster with {feature} for channel {self.pattern.text!r}, "
+                    f"got one with {', '.join(sorted(features)) or 'nothing'}"
+                )
         if self._right is None and not self.public:
             raise SettingsError(
                 f"{self.place}: expected channel {self.pattern.text!r} to have a function or public=True, "

@@ -21,6 +21,7 @@ from asgi_ws.messages import (
     REQUEST_TYPES,
     Event,
     Message,
+    Present,
     Request,
 )
 from asgi_ws.publication import Binary, Publication
@@ -52,8 +53,8 @@ class Codec:
     _kind_name: ClassVar[str]
     _null: ClassVar[bytes]
 
-    def encode(self, message: Message) -> bytes:
-        """Return a message as it travels; a text one as UTF-8."""
+    def encode(self, message: Message | Present) -> bytes:
+        """Return a message as it travels, or a part of one; a text one as UTF-8."""
         raise NotImplementedError
 
     def event(self, publication: Publication) -> bytes:
@@ -145,7 +146,7 @@ class JsonCodec(Codec):
             t: msgspec.json.Decoder(t).decode for t in (Request, _Envelope, list[Raw], Any)
         }
 
-    def encode(self, message: Message) -> bytes:
+    def encode(self, message: Message | Present) -> bytes:
         return self._encode(message)
 
     def event(self, publication: Publication) -> bytes:
@@ -176,7 +177,7 @@ class MsgpackCodec(Codec):
             t: msgspec.msgpack.Decoder(t).decode for t in (Request, _Envelope, list[Raw], dict[str, Raw], Any)
         }
 
-    def encode(self, message: Message) -> bytes:
+    def encode(self, message: Message | Present) -> bytes:
         return self._encode(message)
 
     def event(self, publication: Publication) -> bytes:

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, Self
 
 import msgspec
@@ -11,7 +12,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
 from asgi_ws import history, lifespan
-from asgi_ws.broadcasters import Broadcaster, from_url
+from asgi_ws.broadcasters import Broadcaster, Presence, from_url
 from asgi_ws.channels import Channel
 from asgi_ws.codecs import JSON, brief, encode_data
 from asgi_ws.endings import DISCONNECTED, of_application
@@ -246,6 +247,28 @@ class Hub(Router):
         return run.unsubscribe(channel, user)
 
     # Telling.
+
+    async def presence(self, channel: str) -> Presence:
+        """Return who is in a channel, on every node; at most 1,000 members, and none for `"count"`.
+
+        Raises:
+            BadRequest: The name is none.
+            Undeclared: No channel declares the name, or the one that does has no presence.
+            Unavailable: The broker is away.
+            NotRunning: The hub was stopped.
+            WrongLoop: The hub runs in another event loop.
+        """
+        declared, _ = self._declared(channel)
+        if not declared.presence:
+            raise Undeclared(
+                f"expected a channel with presence, got {channel!r}; add presence=True at {declared.place}"
+            )
+        if not self.settings.enabled:
+            return Presence([], 0, 0)
+        node = (await self._lifecycle.current()).node
+        found = await node.presence.find(channel, counted=declared.presence == "count")
+        members = [replace(member, info=msgspec.json.decode(member.info)) for member in found.members]
+        return replace(found, members=members)
 
     async def status(self) -> dict[str, Any]:
         """Return what `GET /status` answers."""

@@ -26,7 +26,7 @@ from asgi_ws.errors import (
     Unavailable,
 )
 from asgi_ws.handlers import within
-from asgi_ws.messages import MAX_REQUESTS, Subscribe, Subscribed, Unsubscribe, Unsubscribed
+from asgi_ws.messages import MAX_REQUESTS, AskPresence, Subscribe, Subscribed, Unsubscribe, Unsubscribed
 from asgi_ws.node import Join, Resume
 from asgi_ws.patterns import check_channel
 from asgi_ws.run import Run
@@ -91,6 +91,10 @@ class Joins:
         held = [one for one in self._session.subscriptions.values() if one.live]
         for start in range(0, len(held), MAX_JOINS):
             await asyncio.gather(*map(self._ask_again, held[start : start + MAX_JOINS]))
+        for subscription in held:
+            found = self._run.router.find(subscription.channel)
+            if found is not None and self._holds(subscription):
+                self._enter(subscription, found[0])
 
     def stop(self) -> None:
         """Cancel what is still waiting: the session is gone."""
@@ -119,6 +123,19 @@ class Joins:
         else:
             action()
 
+    def ask(self, request: AskPresence) -> None:
+        """Answer who is in a channel: only those who are in it may know."""
+        try:
+            channel, _ = self._declared(check_channel(request.channel))
+            if request.channel not in self._session.subscriptions:
+                raise Forbidden(f"expected a channel that is subscribed to, got {request.channel!r}")
+            if not channel.presence:
+                raise BadRequest(f"expected a channel with presence, got {request.channel!r}")
+            counted = channel.presence == "count"
+            self._run.inquiries.ask(self._session, request.channel, request.ref, counted=counted)
+        except RequestError as error:
+            self._fail(error, request.ref, request.channel)
+
     def _postpone(self, channel: str, ref: Ref, action: Callable[[], None]) -> None:
         later = self._later.setdefault(channel, [])
         if len(later) < MAX_REQUESTS:
@@ -142,11 +159,15 @@ class Joins:
             raise BadRequest("expected an offset with the epoch, got none")
         if request.epoch is None and request.offset:
             raise BadRequest(f'expected an epoch with the offset, or "offset":0, got {request.offset}')
+        declared, params = self._declared(channel)
+        kind = Patient if declared.has_snapshot else Subscription
+        return _Join(request, declared, params, kind(self._session, channel, declared.slow), vital)
+
+    def _declared(self, channel: str) -> tuple[Channel, dict[str, Any]]:
         found = self._run.router.find(channel)
         if found is None or not self._session.may_have(channel, found[0]):
             raise NotFound(f"expected a channel of this server, got {channel!r}")
-        kind = Patient if found[0].has_snapshot else Subscription
-        return _Join(request, *found, kind(self._session, channel, found[0].slow), vital)
+        return found
 
     def _next(self) -> None:
         while self._waiting and len(self._tasks) < MAX_JOINS:
@@ -182,7 +203,7 @@ class Joins:
             self._refuse(error, request, join.vital)
         else:
             if self._holds(subscription):
-                self._admit(request, subscription, *start)
+                self._admit(join, *start)
             else:  # unsubscribed by the hub meanwhile, or gone, and the application took no notice
                 self._run.node.leave(subscription)
                 ended = Forbidden("expected to be let in, got unsubscribed by the server")
@@ -217,8 +238,8 @@ class Joins:
             raise Unavailable(f"expected at most {subscription.limit} events while subscribing; try again")
         return found, state
 
-    def _admit(self, request: Subscribe, subscription: Subscription, found: Join, state: Carried) -> None:
-        position = found.position
+    def _admit(self, join: _Join, found: Join, state: Carried) -> None:
+        request, position = join.request, found.position
         message = Subscribed(
             channel=request.channel,
             ref=present(request.ref),
@@ -229,7 +250,13 @@ class Joins:
             binary=state.binary,
         )
         self._session.tell(message)
-        self._run.node.admit(subscription, found)
+        self._run.node.admit(join.subscription, found)
+        self._enter(join.subscription, join.channel)
+
+    def _enter(self, subscription: Subscription, channel: Channel) -> None:
+        if channel.presence:
+            counted = channel.presence == "count"
+            self._run.node.presence.enter(subscription, self._session.identity, counted=counted)
 
     def _abandon(self, subscription: Subscription) -> None:
         if self._holds(subscription):

@@ -99,8 +99,17 @@ class History(Struct, tag="history", tag_field="type"):
     after: After | None = None
 
 
-Request = Subscribe | Unsubscribe | Call | Publish | History | Auth | Ping | Pong
-REQUEST_TYPES = ("subscribe", "unsubscribe", "call", "publish", "history", "auth", "ping", "pong")
+class AskPresence(Struct, tag="presence", tag_field="type"):
+    """Who is in a channel? Only its subscribers may know."""
+
+    channel: str
+    ref: Ref | None = None
+
+
+Request = Subscribe | Unsubscribe | Call | Publish | AskPresence | History | Auth | Ping | Pong
+REQUEST_TYPES = (
+    "subscribe", "unsubscribe", "call", "publish", "presence", "history", "auth", "ping", "pong",
+)  # fmt: skip
 
 
 # What the server sends.
@@ -180,6 +189,45 @@ class Gap(Struct, tag="gap", tag_field="type"):
     binary: bool | UnsetType = UNSET
 
 
+class Member(Struct):
+    """A user in a channel, over all of its sessions; `since` in milliseconds since 1970."""
+
+    user: str
+    sessions: int
+    info: Raw | Any
+    since: int
+
+
+class Joined(Struct, tag="join", tag_field="type"):
+    """A user is in the channel, with a first session."""
+
+    channel: str
+    member: Member
+
+
+class Left(Struct, tag="leave", tag_field="type"):
+    """A user has been out of the channel for five seconds, with every session."""
+
+    channel: str
+    member: Member
+
+
+class Counts(Struct, tag="presence", tag_field="type"):
+    """How many are in a channel; once a second at most."""
+
+    channel: str
+    users: int
+    sessions: int
+
+
+class Present(Struct):
+    """Who is in a channel: what a `presence` request is answered with."""
+
+    members: list[Member]
+    users: int
+    sessions: int
+
+
 class Error(Struct, tag="error", tag_field="type"):
     """A request failed; the connection stays."""
 
@@ -199,4 +247,19 @@ class Disconnect(Struct, tag="disconnect", tag_field="type"):
     delay: tuple[float, float] | UnsetType = UNSET
 
 
-Message = Welcome | Subscribed | Unsubscribed | Reply | Event | Moved | Gap | Error | Disconnect | Ping | Pong
+Message = (
+    Welcome
+    | Subscribed
+    | Unsubscribed
+    | Event
+    | Moved
+    | Gap
+    | Joined
+    | Left
+    | Counts
+    | Reply
+    | Error
+    | Disconnect
+    | Ping
+    | Pong
+)

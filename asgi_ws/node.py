@@ -6,11 +6,13 @@ import secrets
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from asgi_ws.broadcasters import Broadcaster
+from asgi_ws.broadcasters import Broadcaster, Change
+from asgi_ws.clock import MACHINE, Clock
 from asgi_ws.errors import Unavailable
 from asgi_ws.fanout import Fanout
 from asgi_ws.metrics import Metrics
 from asgi_ws.outbox import Pace
+from asgi_ws.presence import Presences
 from asgi_ws.publication import Position, Publication, Retention
 from asgi_ws.topic import Subscription, Topic
 
@@ -50,12 +52,13 @@ class Stretch(NamedTuple):
 class Node:
     """Receives what the broadcaster carries, and subscribes where somebody here listens."""
 
-    def __init__(self, broadcaster: Broadcaster, metrics: Metrics) -> None:
+    def __init__(self, broadcaster: Broadcaster, metrics: Metrics, clock: Clock = MACHINE) -> None:
         self.id = secrets.token_hex(6)
         self.broadcaster = broadcaster
         self.metrics = metrics
         self.fanout = Fanout(metrics)
         self.pace = Pace()
+        self.presence = Presences(broadcaster, self.fanout.topics, clock)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -81,6 +84,9 @@ class Node:
         topic = self.fanout.topics.get(channel)
         if topic is not None:
             topic.gap(position)
+
+    def changed(self, change: Change) -> None:
+        self.presence.changed(change)
 
     async def join(self, subscription: Subscription, retention: Retention, resume: Resume | None) -> Join:
         """Have a channel delivered here, and find out where the subscription begins.
@@ -111,6 +117,7 @@ class Node:
         if topic is None:
             return
         topic.remove(subscription)
+        self.presence.leave(subscription)
         if not topic.empty:
             return
         if self.broadcaster.embedded:

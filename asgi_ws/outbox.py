@@ -25,11 +25,12 @@ class Batch:
         position: That of the last of them, where the channel has positions.
         dropped: Of a `gap`: for how many events it stands.
         alone: It never waits behind another: newer ones will come, and stand for it.
+        modest: It leaves free what is kept for replies and control, as events do.
     """
 
     __slots__ = (
-        "_frames", "_messages", "alone", "channel", "codec", "dropped", "events", "payloads", "position",
-        "size",
+        "_frames", "_messages", "alone", "channel", "codec", "dropped", "events", "modest", "payloads",
+        "position", "size",
     )  # fmt: skip
 
     def __init__(
@@ -42,6 +43,7 @@ class Batch:
         position: Position | None = None,
         dropped: int = 0,
         alone: bool = False,
+        modest: bool = False,
     ) -> None:
         self.codec = codec
         self.payloads = payloads
@@ -50,6 +52,7 @@ class Batch:
         self.position = position
         self.dropped = dropped
         self.alone = alone
+        self.modest = modest or events > 0
         self.size = sum(map(len, payloads))
         self._messages: Sequence[Payload] | None = None
         self._frames: bytes | None = None
@@ -186,7 +189,7 @@ class Outbox:
             return False
         messages = self._messages + len(batch)
         size = self._size + batch.size
-        if batch.events:
+        if batch.modest:
             messages += self._max_messages // _RESERVED
             size += self._max_bytes // _RESERVED
         return messages <= self._max_messages and size <= self._max_bytes

@@ -20,7 +20,18 @@ from asgi_ws.endings import Ending
 from asgi_ws.errors import BadRequest
 from asgi_ws.joins import Joins
 from asgi_ws.memo import Memo
-from asgi_ws.messages import Auth, Call, History, Ping, Pong, Publish, Request, Subscribe, Unsubscribe
+from asgi_ws.messages import (
+    AskPresence,
+    Auth,
+    Call,
+    History,
+    Ping,
+    Pong,
+    Publish,
+    Request,
+    Subscribe,
+    Unsubscribe,
+)
 from asgi_ws.run import Run
 from asgi_ws.session import Session
 
@@ -85,12 +96,14 @@ class Requests:
             self._lazy_calls = Calls(self._session, self._run)
         return self._lazy_calls
 
-    def _ask(self, request: Call | Publish | History) -> None:
+    def _ask(self, request: Call | Publish | AskPresence | History) -> None:
         match request:
             case Call():
                 self._calls.call(request)
             case Publish():
                 self._calls.publish(request)
+            case AskPresence(channel, ref):
+                self._joins.after(channel, ref, partial(self._joins.ask, request))
             case History(channel, ref):
                 self._joins.after(channel, ref, partial(self._calls.history, request))
 
@@ -106,7 +119,7 @@ class Requests:
                 self._joins.subscribe(request)
             case Unsubscribe():
                 self._joins.unsubscribe(request)
-            case Call() | Publish() | History():
+            case Call() | Publish() | AskPresence() | History():
                 self._ask(request)
             case Ping(ref):
                 self._session.tell(Pong(ref=UNSET if ref is None else ref))

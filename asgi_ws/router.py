@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from asgi_ws import endpoints
 from asgi_ws.auth import Authenticate, check_authenticate
-from asgi_ws.channels import Channel, Events
+from asgi_ws.channels import Channel, Events, PresenceMode
 from asgi_ws.commands import Command
 from asgi_ws.endpoints import Endpoint, Endpoints
 from asgi_ws.handlers import name_of
@@ -41,6 +41,7 @@ class Router:
         public: bool = False,
         history: int | None = None,
         history_ttl: float | None = None,
+        presence: PresenceMode = False,
         events: Events | None = None,
         slow: Slow | None = None,
     ) -> Channel:
@@ -55,6 +56,7 @@ class Router:
             public=public,
             history=history,
             history_ttl=history_ttl,
+            presence=presence,
             events=events,
             slow=slow,
             place=_place(),

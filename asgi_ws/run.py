@@ -16,6 +16,7 @@ from asgi_ws.endings import Ending
 from asgi_ws.endpoints import Endpoint
 from asgi_ws.errors import RequestError
 from asgi_ws.heartbeat import Heartbeat
+from asgi_ws.inquiries import Inquiries
 from asgi_ws.messages import Unsubscribed
 from asgi_ws.metrics import Metrics
 from asgi_ws.node import Node
@@ -40,6 +41,7 @@ class Run:
         self.router = router
         self.metrics = Metrics()
         self.node = Node(broadcaster, self.metrics)
+        self.inquiries = Inquiries(self.node.presence, self.metrics, settings.max_event_bytes)
         self.heartbeat = Heartbeat(settings.heartbeat, settings.send_timeout, self.node.pace, self.metrics)
         self.catch_up = CatchUp(self.node, router, settings)
         self.sessions: dict[str, Session] = {}
@@ -60,6 +62,8 @@ class Run:
     async def close(self) -> None:
         """End every session, and wait for the clients to answer and for the application's last words."""
         self.closed = True
+        self.node.presence.stop()
+        self.inquiries.stop()
         for session in tuple(self.sessions.values()):
             session.end(endings.RESTART)
         await self._until_empty()

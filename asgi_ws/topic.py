@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from msgspec import UNSET, UnsetType
@@ -257,6 +257,24 @@ class Topic:
         """Deliver all of it now: who listens is about to change."""
         while self.step():
             pass
+
+    def tell(self, encode: Callable[[Codec], Sequence[bytes]]) -> Iterator[Collection[Subscriber]]:
+        """Give everyone who is live messages that are no events, made once per codec.
+
+        It pauses after each share of the subscribers; who leaves in a pause gets nothing more.
+
+        Yields:
+            Those who have not got them, for they lag behind or are too slow.
+        """
+        if self.lagging:
+            yield tuple(self.lagging)
+        for codec, subscribers in tuple(self.live.items()):
+            if not subscribers:
+                continue
+            batch = Batch(codec, encode(codec), modest=True)
+            for share in _shares(subscribers):
+                slow = self._write(batch, [one for one in share if one in subscribers])
+                yield [*slow, *(one for one in share if one in self.lagging)]
 
     def gap(self, position: Position | None) -> None:
         """Tell everyone who is live that something before `position` is lost."""

@@ -1,6 +1,7 @@
 """Stand-ins for what a room of the house has around it: a broker, a subscriber, a client, a clock."""
 
 import asyncio
+import heapq
 import itertools
 import json
 import time
@@ -11,7 +12,8 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from asgi_ws.broadcasters import Broadcaster, History
+from asgi_ws import clock
+from asgi_ws.broadcasters import Broadcaster, Change, History
 from asgi_ws.codecs import JSON
 from asgi_ws.publication import Position, Publication
 
@@ -61,6 +63,65 @@ class Clock:
         return self.now
 
 
+class Alarm:
+    """A timer of `Alarms`."""
+
+    def __init__(self, callback: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self.callback: Callable[..., Any] | None = callback
+        self.args = args
+
+    def cancel(self) -> None:
+        self.callback = None
+
+    def ring(self) -> None:
+        callback, self.callback = self.callback, None
+        if callback is not None:
+            callback(*self.args)
+
+
+class Alarms(clock.Clock):
+    """A hub's clock that moves by hand, and calls whatever falls due on its way; no loop is needed.
+
+    Attributes:
+        set: How many timers were ever set.
+    """
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.set = 0
+        self._alarms: list[tuple[float, int, Alarm]] = []
+
+    @property
+    def timers(self) -> int:
+        """How many timers are set."""
+        return sum(alarm.callback is not None for _, _, alarm in self._alarms)
+
+    def time(self) -> float:
+        return self.now + 1_000_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def call_later(self, seconds: float, callback: Callable[..., object], *args: Any) -> Alarm:
+        self.set += 1
+        alarm = Alarm(callback, args)
+        heapq.heappush(self._alarms, (self.now + seconds, self.set, alarm))
+        return alarm
+
+    def advance(self, seconds: float = 0.0) -> None:
+        """Let so much time pass; 0 lets happen what is due now."""
+        end = self.now + seconds
+        while self._alarms and self._alarms[0][0] <= end:
+            self.step()
+        self.now = end
+
+    def step(self) -> None:
+        """Call what is due next, and nothing else."""
+        when, _, alarm = heapq.heappop(self._alarms)
+        self.now = max(self.now, when)
+        alarm.ring()
+
+
 class TimeTravel(asyncio.SelectorEventLoop):
     """A loop whose time stands still while there is something to do, and jumps to the next timer else."""
 
@@ -94,12 +155,16 @@ class FakeReceiver:
     def __init__(self) -> None:
         self.heard: list[Publication] = []
         self.gaps: list[tuple[str, Position | None]] = []
+        self.changes: list[Change] = []
 
     def deliver(self, publication: Publication) -> None:
         self.heard.append(publication)
 
     def missed(self, channel: str, position: Position | None) -> None:
         self.gaps.append((channel, position))
+
+    def changed(self, change: Change) -> None:
+        self.changes.append(change)
 
 
 class FakeBroker(Broadcaster):

@@ -553,6 +553,23 @@ class TestAuthorizedAgain:
         hub.channel("open", public=True)
         return hub
 
+    async def test_who_becomes_somebody_is_a_member_from_then_on(self):
+        hub = self.hub()
+        hub.channel("table", public=True, presence=True)
+        async with hub, Client(hub, channels=["table"]) as client, Client(hub, channels=["table"]) as other:
+            for one in (client, other):
+                await one.receive("welcome")
+                while (await one.receive("subscribed"))["channel"] != "table":
+                    pass
+            before = await hub.presence("table")
+            assert (before["users"], before["sessions"]) == (0, 2)
+            assert (await auth(client, "ann"))["type"] == "reply"
+            assert (await other.receive("join"))["member"]["user"] == "ann"
+            after = await hub.presence("table")
+            assert (after["users"], after["sessions"]) == (1, 2)
+            await auth(client, "ann")  # a refresh is no second one
+            assert (await hub.presence("table"))["sessions"] == 2
+
     async def test_each_held_subscription_is_asked_for_and_a_refused_one_ends(self, caplog):
         hub = self.hub()
         rooms = ["kept", "gone", "sign", "missing", "broken"]

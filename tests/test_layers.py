@@ -13,17 +13,20 @@ PACKAGE = Path(__file__).parent.parent / "asgi_ws"
 FLOORS = (
     "errors version",
     # words, each for itself
-    "eager endings frames lifespan memo messages metrics origins publication",
+    "clock eager endings frames lifespan memo messages metrics origins publication",
     "server.keepalive",
     # names, settings, who it is; publishing from threads
-    "auth patterns settings threads broadcasters.workers",
+    "patterns settings threads broadcasters.workers",
     # how it is written, what waits to be written; the URLs that are served
-    "codecs endpoints",
-    "outbox values",
+    "codecs",
+    "auth outbox values",
+    "endpoints",
     # a channel on this node, and what ticks
     "topic heartbeat",
     "broadcasters fanout session",
-    "broadcasters.memory answers handlers node",
+    "broadcasters.members room answers handlers",
+    "broadcasters.memory presence",
+    "node inquiries",
     "channels commands hooks",
     "history snapshots",
     # what is declared, what runs
@@ -61,7 +64,8 @@ OPTIONAL = {
 }
 # No await in here, so nothing comes in between.
 SYNCHRONOUS = (
-    "codecs fanout frames messages metrics origins patterns publication topic endings heartbeat values"
+    "codecs fanout frames messages metrics origins patterns publication topic endings heartbeat values "
+    "broadcasters.members room"
 )
 
 

@@ -87,7 +87,7 @@ class TestPositions:
 
     def test_it_is_embedded_and_answers_a_ping_at_once(self, memory):
         assert memory.broadcaster.embedded
-        assert memory.broadcaster.features == {"history", "idempotency", "total_order"}
+        assert memory.broadcaster.features == {"history", "idempotency", "presence", "total_order"}
         assert done(memory.broadcaster.ping()) >= 0.0
 
     def test_its_repr_has_the_counts(self, memory):

@@ -77,6 +77,14 @@ class TestOutbox:
             assert outbox.put(batch)
             assert outbox.done(batch)
 
+    def test_a_modest_batch_leaves_the_rest_to_control_as_events_do(self):
+        outbox = Outbox(8, 10**6)
+        for _ in range(6):
+            assert outbox.put(Batch(JSON, [b"join"], modest=True))
+        assert not outbox.put(Batch(JSON, [b"join"], modest=True))
+        assert outbox.put(control())
+        assert outbox.clear() == 0  # they are no events
+
     def test_events_have_three_quarters_of_the_messages_and_control_has_the_rest(self):
         outbox = Outbox(100, 10**6)
         assert [outbox.put(events()) for _ in range(80)] == [True] * 75 + [False] * 5

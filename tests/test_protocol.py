@@ -26,7 +26,7 @@ from tests.servers import DEADLINE, Served, eventually, serve
 pytestmark = pytest.mark.anyio
 
 CODECS = ("json", "msgpack")
-FEATURES = ["history", "idempotency", "total_order"]
+FEATURES = ["history", "idempotency", "presence", "total_order"]
 # On uvicorn, with its default WebSocket class, ours, and wsproto: each reads and writes differently.
 on_uvicorn = pytest.mark.parametrize("server", ["uvicorn", "fast", "wsproto"])
 in_both_codecs = pytest.mark.parametrize("codec", CODECS)

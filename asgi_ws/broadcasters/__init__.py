@@ -7,8 +7,9 @@ URL's scheme, the object a callable that takes the hub's `Settings` and returns 
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from asgi_ws.errors import SettingsError
@@ -36,6 +37,56 @@ class History(NamedTuple):
     complete: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A user's presence in a channel, over all of its sessions.
+
+    Attributes:
+        sessions: How many it has there; 0 where the last one left less than five seconds ago.
+        info: What others may see of the user, as its newest session has it. Between nodes JSON text as
+            UTF-8, to the application what that text says.
+        since: When the first of the sessions came, in seconds since 1970.
+    """
+
+    user: str
+    sessions: int
+    info: Any
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """Who is in a channel, over all nodes.
+
+    A dataclass, so that a FastAPI route may return it.
+
+    Attributes:
+        members: Those who have been there longest, in the order in which they came.
+        users: How many there are, of which `members` may be a part.
+        sessions: How many sessions there are, those of nobody known included.
+    """
+
+    members: list[Member]
+    users: int
+    sessions: int
+
+
+class Change(NamedTuple):
+    """What the coming or going of one session has made of a channel's presence, over all nodes.
+
+    Attributes:
+        came: Whether it came; else it went.
+        member: Its user as it is now, with 0 sessions if that was its last; `None` for an anonymous session.
+        users, sessions: How many there are now.
+    """
+
+    channel: str
+    came: bool
+    member: Member | None
+    users: int
+    sessions: int
+
+
 class Receiver(Protocol):
     """Who hears what a broadcaster carries: the node. Each call is made in the node's event loop."""
 
@@ -44,6 +95,14 @@ class Receiver(Protocol):
 
     def missed(self, channel: str, position: Position | None) -> None:
         """Learn that something of a channel up to `position` is lost, and cannot be had from history."""
+
+    def changed(self, change: Change) -> None:
+        """Learn that a session has come or gone, here or on another node.
+
+        Called for the channels in which this node has a session, in an order that is right for each user.
+        Changes that neither bring a user nor take one away may be left out where a later one has their
+        counts. With the feature `presence` only.
+        """
 
 
 class Broadcaster(ABC):
@@ -111,26 +170,41 @@ class Broadcaster(ABC):
         raise NotImplementedError(f"{self.kind} keeps no history")
 
 
-class Member(NamedTuple):
-    """A user's presence in a channel, over all of its sessions; `since` in seconds since 1970."""
-
-    user: str
-    sessions: int
-    info: object
-    since: float
-
-
+@runtime_checkable
 class PresenceKeeper(Protocol):
-    """What a broadcaster with the feature `presence` can do besides."""
+    """What a broadcaster with the feature `presence` does besides: it counts, over all nodes.
 
-    async def join(self, channel: str, session: str, user: str, info: object) -> None:
-        """Count a session in; repeat it within `PRESENCE_TTL`, or it is gone."""
+    `join` and `leave` only note what this node has; telling the broker is the broadcaster's business, in the
+    same order. It repeats what it has noted before `PRESENCE_TTL` is over, and says it again to a broker
+    that has lost it; a node that is gone does not, and its sessions are counted out as if they had left.
+    So neither call waits, nor fails while the broker is away. `stop` counts every session of the node out.
 
-    async def leave(self, channel: str, session: str) -> None:
-        """Count a session out."""
+    Telling clients, and not telling them when somebody is back at once, is the node's business.
+    """
 
-    async def members(self, channel: str) -> Sequence[Member]:
-        """Return who is there, on every node."""
+    def join(self, channel: str, session: str, user: str | None, info: bytes, since: float) -> None:
+        """Count a session in; one that is in already is from now on who this says.
+
+        Args:
+            channel: Where.
+            session: The session's id.
+            user: `None` for an anonymous session: it counts, but is no member.
+            info: What others may see of the user, JSON text.
+            since: Since when the user is there, if it is not there already.
+        """
+
+    def leave(self, channel: str, session: str) -> None:
+        """Count a session out; one that is not in is none to count."""
+
+    async def members(self, channel: str, limit: int) -> Presence:
+        """Return who is there, `limit` members at most.
+
+        What this node has noted before is in it, and it is not ahead of `changed`: of each change in it that
+        node has been told. (A broker tells in order, so its own echo after the answer says as much.)
+
+        Raises:
+            Unavailable: The broker is away.
+        """
 
 
 _SCHEMES = {"memory": "asgi_ws.broadcasters.memory:MemoryBroadcaster"}

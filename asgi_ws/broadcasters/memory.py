@@ -12,7 +12,8 @@ import time
 from collections import OrderedDict, deque
 from urllib.parse import parse_qs, urlsplit
 
-from asgi_ws.broadcasters import Broadcaster, History, Receiver
+from asgi_ws.broadcasters import Broadcaster, History, Presence, Receiver
+from asgi_ws.broadcasters.members import Members
 from asgi_ws.broadcasters.workers import SoleWorker
 from asgi_ws.errors import SettingsError
 from asgi_ws.publication import Position, Publication, Retention
@@ -73,7 +74,7 @@ class MemoryBroadcaster(Broadcaster):
 
     kind = "memory"
     embedded = True
-    features = frozenset({"history", "idempotency", "total_order"})
+    features = frozenset({"history", "idempotency", "presence", "total_order"})
 
     def __init__(self, settings: Settings) -> None:
         self._channel_bytes = settings.history_channel_bytes
@@ -133,6 +134,17 @@ class MemoryBroadcaster(Broadcaster):
         found = list(itertools.islice(log.kept, begin, end))
         top = log.position if end == len(log.kept) else Position(log.epoch, log.floor + end)
         return History(top, found, complete=True)
+
+    def join(self, channel: str, session: str, user: str | None, info: bytes, since: float) -> None:
+        for change in self._members.join(channel, session, user, info, since):
+            self._receiver.changed(change)
+
+    def leave(self, channel: str, session: str) -> None:
+        for change in self._members.leave(channel, session):
+            self._receiver.changed(change)
+
+    async def members(self, channel: str, limit: int) -> Presence:
+        return self._members.presence(channel, limit)
 
     def _publish(self, publication: Publication, retention: Retention) -> Position | None:
         if not retention.size:
@@ -207,6 +219,7 @@ class MemoryBroadcaster(Broadcaster):
         self._logs: OrderedDict[str, Log] = OrderedDict()
         self._oldest: list[tuple[float, int, Log]] = []
         self._keys: OrderedDict[tuple[str, str], tuple[float, Position | None]] = OrderedDict()
+        self._members = Members()
         self._size = 0
 
 
