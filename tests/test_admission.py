@@ -562,13 +562,13 @@ class TestAuthorizedAgain:
                 while (await one.receive("subscribed"))["channel"] != "table":
                     pass
             before = await hub.presence("table")
-            assert (before["users"], before["sessions"]) == (0, 2)
+            assert (before.users, before.sessions) == (0, 2)
             assert (await auth(client, "ann"))["type"] == "reply"
             assert (await other.receive("join"))["member"]["user"] == "ann"
             after = await hub.presence("table")
-            assert (after["users"], after["sessions"]) == (1, 2)
+            assert (after.users, after.sessions) == (1, 2)
             await auth(client, "ann")  # a refresh is no second one
-            assert (await hub.presence("table"))["sessions"] == 2
+            assert (await hub.presence("table")).sessions == 2
 
     async def test_each_held_subscription_is_asked_for_and_a_refused_one_ends(self, caplog):
         hub = self.hub()
