@@ -19,18 +19,18 @@ FLOORS = (
     "auth patterns settings threads broadcasters.workers",
     # how it is written, what waits to be written; the URLs that are served
     "codecs endpoints",
-    "outbox values",
+    "outbox values queries",
     # a channel on this node, and what ticks
     "topic heartbeat",
     "broadcasters fanout session",
     "broadcasters.memory answers handlers node",
-    "channels commands hooks",
+    "channels commands hooks sources",
     "history snapshots",
     # what is declared, what runs
-    "router",
+    "router generators",
     "catchup",
     "run",
-    "lanes lifecycle joins",
+    "lanes lifecycle joins feed",
     "admission calls",
     "requests",
     # bytes to sessions, and back
