@@ -218,7 +218,9 @@ class TestWatching:
             client.send(type="unsubscribe", ref=9, channel="power?module=4")
             assert (await client.receive("error"))["code"] == "not_found"
 
-    @pytest.mark.parametrize("request_", [{"type": "publish", "event": "power", "data": 1}, {"type": "history"}])
+    @pytest.mark.parametrize(
+        "request_", [{"type": "publish", "event": "power", "data": 1}, {"type": "history"}]
+    )
     async def test_who_watches_can_neither_publish_nor_look_back(self, rig, request_):
         async with Client(rig.hub) as client:
             await client.subscribe("power?module=4")
