@@ -27,6 +27,7 @@ from asgi_ws.publication import Binary, Position
 from asgi_ws.router import Router
 from asgi_ws.session import Session
 from asgi_ws.settings import Settings
+from asgi_ws.sources import Source
 from asgi_ws.version import __version__
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "Settings",
     "SettingsError",
     "Snapshot",
+    "Source",
     "Timeout",
     "TooLarge",
     "Unauthorized",

@@ -73,6 +73,10 @@ class CatchUp:
             return
         subscription = session.lagging.pop(0)
         found, topic = self._router.find(subscription.channel), self._topic(subscription)
+        if topic is not None and subscription.position is None:  # there is no history to read
+            topic.release(subscription)
+            self._next(session)
+            return
         if found is None or topic is None:  # it has left the channel
             self._next(session)
             return
@@ -122,9 +126,7 @@ class CatchUp:
         self, session: Session, subscription: Subscription, topic: Topic, channel: Channel
     ) -> bool:
         """Go on with one that lags; return whether nothing is lost for it."""
-        if subscription.position is None:
-            topic.release(subscription)
-            return True
+        assert subscription.position is not None
         topic.hold(subscription)  # what is published while history is read
         stretch = await self._node.stretch(topic.channel, subscription.position, channel.retention)
         if not topic.lags(subscription):

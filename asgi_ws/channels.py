@@ -1,6 +1,6 @@
 """What an application declares about a channel, and asks of who wants to hear it."""
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar, get_args, overload
 
 from asgi_ws.errors import BadRequest, NotRunning, SettingsError, Undeclared
@@ -42,6 +42,9 @@ class Publisher(Protocol):
         self, channel: str, event: str, data: Any, *, key: str | None, exclude: str | None
     ) -> None:
         """See `Hub.publish_nowait`."""
+
+    async def feed(self, channel: str, items: AsyncIterable[Any], event: str) -> None:
+        """See `Hub.feed`."""
 
 
 class Channel:
@@ -172,6 +175,10 @@ class Channel:
         """Publish to a channel without parameters; see `Hub.publish_nowait`."""
         self().publish_nowait(event, data, key=key, exclude=exclude)
 
+    async def feed(self, items: AsyncIterable[Any], event: str = "token") -> None:
+        """Publish an async iterable into a channel without parameters; see `Hub.feed`."""
+        await self().feed(items, event)
+
     def settle(self, publisher: Publisher, settings: Settings) -> None:
         """Belong to a hub: its settings fill what the declaration left open."""
         self.publisher = publisher
@@ -207,16 +214,19 @@ class Channel:
             Undeclared: The channel has no such event.
             TypeError: The data is not of the event's type.
         """
+        self.check_event_name(event)
+        if self.events is not None:
+            _check_data(event, data, self.events[event])
+
+    def check_event_name(self, event: str) -> None:
+        """Refuse an event that this channel does not carry, whatever its data; see `check_event`."""
         check_event(event)
-        if self.events is None:
-            return
-        if event not in self.events:
+        if self.events is not None and event not in self.events:
             known = ", ".join(map(repr, self.events))
             raise Undeclared(
                 f"expected an event of channel {self.pattern.text!r} ({known}), got {event!r}; "
                 f"add it to events= at {self.place}"
             )
-        _check_data(event, data, self.events[event])
 
     def read_event(self, event: str, value: Any) -> Any:
         """Return what a client publishes, from `values.receive`, as the type of the event's data.
@@ -282,6 +292,10 @@ class BoundChannel:
     ) -> None:
         """Publish to this channel from any thread; see `Hub.publish_nowait`."""
         self._publisher.publish_nowait(self.name, event, data, key=key, exclude=exclude)
+
+    async def feed(self, items: AsyncIterable[Any], event: str = "token") -> None:
+        """Publish an async iterable into this channel; see `Hub.feed`."""
+        await self._publisher.feed(self.name, items, event)
 
     @property
     def _publisher(self) -> Publisher:

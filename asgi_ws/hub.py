@@ -1,8 +1,9 @@
 """The object a developer holds: declare on it, publish with it, mount it."""
 
+import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Self
@@ -18,6 +19,7 @@ from asgi_ws.codecs import JSON, brief, encode_data
 from asgi_ws.endings import DISCONNECTED, of_application
 from asgi_ws.endpoints import Endpoint, stream
 from asgi_ws.errors import BadRequest, NotRunning, Undeclared
+from asgi_ws.feed import Feed
 from asgi_ws.lifecycle import Lifecycle
 from asgi_ws.patterns import check_channel, check_key
 from asgi_ws.publication import Position, Publication, Retention
@@ -52,6 +54,7 @@ class Hub(Router):
         )
         self._failed_before_start = 0
         self._backlog = Backlog(self._count_failed)
+        self._feeds: set[asyncio.Task[None]] = set()
         self._lifecycle = Lifecycle(repr(self), self._make_run, self._started, self._backlog.close)
         for channel in own_channels():
             self._declare(channel)
@@ -136,13 +139,7 @@ class Hub(Router):
         """
         if not self.settings.enabled:
             return None
-        publication, retention = self._publication(channel, event, data, key, exclude)
-        run = await self._lifecycle.current()
-        try:
-            return await run.node.publish(publication, retention)
-        except Exception:
-            run.metrics.publish_failed += 1
-            raise
+        return await self._send(*self._publication(channel, event, data, key, exclude))
 
     async def broadcast(
         self, event: str, data: Any, *, key: str | None = None, exclude: str | None = None
@@ -203,6 +200,36 @@ class Hub(Router):
         node = (await self._lifecycle.current()).node
         page = await history.read(node, declared, channel, after, limit)
         return page.answer([msgspec.json.decode(JSON.event(one)) for one in page.publications])
+
+    async def feed(self, channel: str, items: AsyncIterable[Any], event: str = "token") -> None:
+        """Publish an async iterable into a channel with history, so that a page that reloads has it whole.
+
+        The first event is `start`, the last `end` or `failed`, both without data (`null`). Between them are
+        events called `event`, each with what came within 20 ms: text items as one text, others as a list.
+        A page subscribes with `"offset":0` and has all of it if it has `start`. A feed that is more than the
+        history keeps goes on, and is logged once with the setting to raise.
+
+        What the iterable raises is raised again, and so is a cancellation, after `failed` is published; a
+        generator is closed. Where the hub is disabled, the iterable is read and nothing is published.
+
+        Args:
+            channel: The name of a declared channel, with history.
+            items: What is read to its end, in the caller's task.
+            event: A name other than `start`, `end` and `failed`.
+
+        Raises:
+            ValueError: The channel has no history. This and the next are raised before anything is read.
+            Undeclared: No channel declares the name, or the channel lacks one of the events.
+            TypeError: It is no async iterable, or an item is not of the event's declared type.
+            Exception: Whatever `publish` raises.
+        """
+        if not isinstance(items, AsyncIterable):
+            raise TypeError(f"expected an async iterable, got {type(items).__name__}")
+        if not self.settings.enabled:
+            async for _ in items:
+                pass
+            return
+        await self._feed(channel, self._with_history(channel), event).run(items, self._keep_feed)
 
     # Sessions.
 
@@ -290,6 +317,35 @@ class Hub(Router):
 
     # Inside.
 
+    async def _send(self, publication: Publication, retention: Retention) -> Position | None:
+        run = await self._lifecycle.current()
+        try:
+            return await run.node.publish(publication, retention)
+        except Exception:
+            run.metrics.publish_failed += 1
+            raise
+
+    def _feed(self, name: str, channel: Channel, event: str) -> Feed:
+        async def publish(event: str, data: Any) -> int:
+            publication, retention = self._publication(name, event, data, None, None)
+            await self._send(publication, retention)
+            return publication.size
+
+        return Feed(name, channel, event, publish, self.settings.history_channel_bytes)
+
+    def _keep_feed(self, publisher: asyncio.Task[None]) -> None:
+        self._feeds.add(publisher)
+        publisher.add_done_callback(self._feeds.discard)
+
+    def _with_history(self, name: str) -> Channel:
+        channel, _ = self._declared(name)
+        if channel.retention.size and "history" in self._broadcaster.features:
+            return channel
+        raise ValueError(
+            f"expected a channel with history to feed into, got {name!r} (declared at {channel.place}), "
+            "which has none: who reloads the page could not have what was before"
+        )
+
     def _publication(
         self, channel: str, event: str, data: Any, key: str | None, exclude: str | None
     ) -> tuple[Publication, Retention]:
@@ -315,6 +371,12 @@ class Hub(Router):
         return found
 
     def _undeclared(self, channel: str) -> str:
+        source = self.find_source(channel)
+        if source is not None:
+            return (
+                f"expected a declared channel, got {channel!r}, which belongs to source {source.name!r} "
+                f"({source.place}): what it yields is all that is published there"
+            )
         nearest = self.channels.nearest(channel)
         hint = "." if nearest is None else f"; did you mean {nearest!r}?"
         return (

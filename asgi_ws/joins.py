@@ -32,6 +32,7 @@ from asgi_ws.patterns import check_channel
 from asgi_ws.run import Run
 from asgi_ws.session import Session, State
 from asgi_ws.snapshots import Carried, Patient, align, take
+from asgi_ws.sources import Source
 from asgi_ws.topic import Subscription
 
 MAX_JOINS = 8  # subscribes of one session that wait at once
@@ -40,10 +41,10 @@ _CODES = {"forbidden": "forbidden", "not_found": "forbidden", "unauthorized": "u
 
 
 class _Join(NamedTuple):
-    """A subscribe on its way."""
+    """A subscribe on its way. Its subscription has the full name; the client may have asked for a shorter."""
 
     request: Subscribe
-    channel: Channel
+    channel: Channel | Source
     params: dict[str, Any]
     subscription: Subscription
     vital: bool
@@ -74,15 +75,16 @@ class Joins:
 
     def subscribe(self, request: Subscribe, *, vital: bool = False) -> None:
         """Join a channel, or answer why not; one that is `vital` ends the session if it is refused."""
-        if request.channel in self._later:
-            self._postpone(request.channel, request.ref, partial(self.subscribe, request))
-            return
         try:
-            join = self._admissible(request, vital)
+            channel = self._full_name(request)
+            if channel in self._later:
+                self._postpone(channel, request.ref, partial(self.subscribe, request))
+                return
+            join = self._admissible(channel, request, vital)
         except RequestError as error:
             self._refuse(error, request, vital)
             return
-        self._session.subscriptions[request.channel] = join.subscription
+        self._session.subscriptions[channel] = join.subscription
         self._waiting.append(join)
         self._next()
 
@@ -104,12 +106,16 @@ class Joins:
 
     def unsubscribe(self, request: Unsubscribe) -> None:
         """Leave a channel, as soon as it is joined."""
-        channel, ref = request.channel, request.ref
-        subscription = self._session.subscriptions.get(channel)
-        if subscription is None:
-            error = NotFound(f"expected a channel that is subscribed to, got {brief(channel)}")
-            self._fail(error, ref, channel)
-        elif subscription.live:
+        ref = request.ref
+        try:
+            channel = self._full_name(request)
+            subscription = self._session.subscriptions.get(channel)
+            if subscription is None:
+                raise NotFound(f"expected a channel that is subscribed to, got {brief(channel)}")
+        except RequestError as error:
+            self._fail(error, ref, request.channel)
+            return
+        if subscription.live:
             self._run.node.leave(self._session.subscriptions.pop(channel))
             self._session.tell(Unsubscribed(channel=channel, code="client", ref=present(ref)))
         else:
@@ -148,8 +154,12 @@ class Joins:
 
     # Subscribing: the checks at once, the application's function and the position when it is its turn.
 
-    def _admissible(self, request: Subscribe, vital: bool) -> _Join:
-        channel, held = check_channel(request.channel), self._session.subscriptions
+    def _full_name(self, request: Subscribe | Unsubscribe) -> str:
+        return self._run.router.full_name(request.channel)
+
+    def _admissible(self, channel: str, request: Subscribe, vital: bool) -> _Join:
+        check_channel(channel)
+        held = self._session.subscriptions
         if channel in held:
             raise AlreadySubscribed(f"expected a channel that is not subscribed to, got {channel!r}")
         if len(held) >= self._run.settings.max_subscriptions:
@@ -163,8 +173,8 @@ class Joins:
         kind = Patient if declared.has_snapshot else Subscription
         return _Join(request, declared, params, kind(self._session, channel, declared.slow), vital)
 
-    def _declared(self, channel: str) -> tuple[Channel, dict[str, Any]]:
-        found = self._run.router.find(channel)
+    def _declared(self, channel: str) -> tuple[Channel | Source, dict[str, Any]]:
+        found = self._run.router.find_any(channel)
         if found is None or not self._session.may_have(channel, found[0]):
             raise NotFound(f"expected a channel of this server, got {channel!r}")
         return found
@@ -210,7 +220,7 @@ class Joins:
                 self._refuse(ended, request, join.vital)
             if self._session.identity is not identity:  # it was asked for who it no longer is
                 await self._ask_again(subscription)
-        for later in self._later.pop(request.channel, ()):
+        for later in self._later.pop(subscription.channel, ()):
             later()
 
     async def _start(self, join: _Join) -> tuple[Join, Carried]:
@@ -219,17 +229,23 @@ class Joins:
 
         async def ask_and_find() -> tuple[Join, Carried]:
             await join.channel.authorize(self._session, join.params)
+            if self._session.phase is State.CLOSED:  # and the application has swallowed that
+                raise Unavailable("expected a session that is there, got one that has gone")
             return await self._find_with_state(join, await self._find(join))
 
         return await within(self._run.settings.command_timeout, ask_and_find())
 
     async def _find(self, join: _Join) -> Join:
-        return await self._run.node.join(join.subscription, join.channel.retention, _resume(join.request))
+        resume = _resume(join.request)
+        if isinstance(join.channel, Source):
+            await self._run.generators.join(join.channel, join.params, join.subscription)
+            return Join(None, [], None if resume is None or not resume.epoch else False)
+        return await self._run.node.join(join.subscription, join.channel.retention, resume)
 
     async def _find_with_state(self, join: _Join, found: Join) -> tuple[Join, Carried]:
         """Ask for the state of those who start or could not resume: position first, so nothing is missing."""
         wants_all = join.request.epoch is None and join.request.offset is not None
-        if found.recovered or wants_all or not join.channel.has_snapshot:
+        if isinstance(join.channel, Source) or found.recovered or wants_all or not join.channel.has_snapshot:
             return found, Carried()
         node, subscription = self._run.node, join.subscription
         state = await take(self._session, join.channel, join.params, self._run.settings.max_event_bytes)
@@ -241,7 +257,7 @@ class Joins:
     def _admit(self, join: _Join, found: Join, state: Carried) -> None:
         request, position = join.request, found.position
         message = Subscribed(
-            channel=request.channel,
+            channel=join.subscription.channel,
             ref=present(request.ref),
             epoch=UNSET if position is None else position.epoch,
             offset=UNSET if position is None else position.offset,
@@ -253,7 +269,7 @@ class Joins:
         self._run.node.admit(join.subscription, found)
         self._enter(join.subscription, join.channel)
 
-    def _enter(self, subscription: Subscription, channel: Channel) -> None:
+    def _enter(self, subscription: Subscription, channel: Channel | Source) -> None:
         if channel.presence:
             counted = channel.presence == "count"
             self._run.node.presence.enter(subscription, self._session.identity, counted=counted)
@@ -270,7 +286,7 @@ class Joins:
     # Asking again, when the session is somebody else or has a new token.
 
     async def _ask_again(self, subscription: Subscription) -> None:
-        found = self._run.router.find(subscription.channel)
+        found = self._run.router.find_any(subscription.channel)
         if found is None or not found[0].asks or not self._holds(subscription):
             return
         channel, params = found

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from asgi_ws.broadcasters import Broadcaster, Change
@@ -50,7 +50,11 @@ class Stretch(NamedTuple):
 
 
 class Node:
-    """Receives what the broadcaster carries, and subscribes where somebody here listens."""
+    """Receives what the broadcaster carries, and subscribes where somebody here listens.
+
+    Attributes:
+        vacated: By channel, what is called when the last one who listens to it has gone.
+    """
 
     def __init__(self, broadcaster: Broadcaster, metrics: Metrics, clock: Clock = MACHINE) -> None:
         self.id = secrets.token_hex(6)
@@ -59,6 +63,7 @@ class Node:
         self.fanout = Fanout(metrics)
         self.pace = Pace()
         self.presence = Presences(broadcaster, self.fanout.topics, clock)
+        self.vacated: dict[str, Callable[[], None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -72,8 +77,20 @@ class Node:
         self.metrics.events_emitted += 1
         self.metrics.broadcaster_published += 1
         if self.fanout.full:
-            await self._give_way()
+            await self.give_way()
         return position
+
+    def emit(self, publication: Publication) -> None:
+        """Deliver what is this node's alone, past the broadcaster."""
+        self.metrics.events_emitted += 1
+        self.fanout.deliver(publication)
+        if self.fanout.full:
+            self.fanout.flush()
+
+    async def give_way(self) -> None:
+        """End the turn, and let the writers have theirs."""
+        self.fanout.flush()
+        await self.pace.keep(lambda: self.fanout.busy)
 
     def deliver(self, publication: Publication) -> None:
         self.metrics.broadcaster_received += 1
@@ -120,6 +137,8 @@ class Node:
         self.presence.leave(subscription)
         if not topic.empty:
             return
+        if subscription.channel in self.vacated:
+            self.vacated[subscription.channel]()
         if self.broadcaster.embedded:
             self.fanout.forget(topic)
         else:
@@ -161,10 +180,6 @@ class Node:
         except Exception:
             # What still comes finds no subscriber; the broadcaster's own supervision tells of the broker.
             logger.warning("unsubscribing %r failed", channel, exc_info=True)
-
-    async def _give_way(self) -> None:
-        self.fanout.flush()
-        await self.pace.keep(lambda: self.fanout.busy)
 
     async def _start(self, channel: str, retention: Retention, resume: Resume | None) -> Join:
         if not retention.size or "history" not in self.broadcaster.features:

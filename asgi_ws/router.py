@@ -12,8 +12,9 @@ from asgi_ws.commands import Command
 from asgi_ws.endpoints import Endpoint, Endpoints
 from asgi_ws.handlers import name_of
 from asgi_ws.hooks import Hooks, OnConnect, OnDisconnect, check_hook
-from asgi_ws.patterns import PatternMap
+from asgi_ws.patterns import Pattern, PatternMap
 from asgi_ws.publication import Slow
+from asgi_ws.sources import Generate, Source
 
 BROADCAST = endpoints.BROADCAST
 USER_PREFIX = endpoints.USER_PREFIX
@@ -32,6 +33,7 @@ class Router:
         self.endpoints = Endpoints()
         self.hooks = Hooks()
         self.authenticator: Authenticate | None = None
+        self.sources: dict[str, Source] = {}
         self._parent: Router | None = None
 
     def channel(
@@ -61,7 +63,7 @@ class Router:
             slow=slow,
             place=_place(),
         )
-        _refuse_own(channel)
+        _refuse_own(pattern, channel.place)
         self._declare(channel)
         return channel
 
@@ -159,6 +161,26 @@ class Router:
         self._hook(hooks)
         return function
 
+    def source(
+        self, name: str, *, max_instances: int = 64, event: str | None = None, slow: Slow = "latest"
+    ) -> Callable[[Generate], Source]:
+        """Decorate an async generator function that clients can watch; see `Source`.
+
+        Raises:
+            TypeError: It is no async generator function, or takes what a name cannot spell.
+            ValueError: The name is none, is the hub's own, or belongs to another source or could be
+                answered for by a channel; the message has both places.
+        """
+        place = _place()
+
+        def declare(function: Generate) -> Source:
+            _refuse_own(str(name), place)
+            source = Source(name, function, max_instances=max_instances, event=event, slow=slow, place=place)
+            self._declare_source(source)
+            return source
+
+        return declare
+
     def include_router(self, router: "Router") -> None:
         """Take in all that a router declares, now and later.
 
@@ -180,6 +202,8 @@ class Router:
                 got = f"{name_of(self.authenticator)} and {name_of(router.authenticator)}"
                 raise ValueError(f"expected one authenticate function, got {got}")
             self._authenticate(router.authenticator)
+        for source in router.sources.values():
+            self._declare_source(source)
         router._parent = self
 
     def _ancestors(self) -> "Iterator[Router]":
@@ -192,7 +216,27 @@ class Router:
         """Return the declaration of a channel, and its parameters; `None` if nothing declares it."""
         return None if name.startswith(OWN_PREFIX) else self.channels.find(name)
 
+    def find_source(self, name: str) -> Source | None:
+        """Return the source that a name, full or shorter, belongs to."""
+        return self.sources.get(name.partition("?")[0]) if self.sources else None
+
+    def find_any(self, name: str) -> tuple[Channel | Source, dict[str, Any]] | None:
+        """Return the channel or the source of a full name, and its parameters."""
+        source = self.find_source(name)
+        return self.find(name) if source is None else (source, source.read(name))
+
+    def full_name(self, name: str) -> str:
+        """Return a channel's full name: that of a source has all of its parameters.
+
+        Raises:
+            BadRequest: It is of a source, and has parameters that are not the source's.
+        """
+        source = self.find_source(name)
+        return name if source is None else source.complete(name)
+
     def _declare(self, channel: Channel) -> None:
+        for source in self.sources.values():
+            _refuse_rivals(source, channel.pattern, channel.place)
         self.channels.add(channel.pattern, channel, channel.place)
         if self._parent is not None:
             self._parent._declare(channel)
@@ -223,6 +267,16 @@ class Router:
         if self._parent is not None:
             self._parent._authenticate(function)
 
+    def _declare_source(self, source: Source) -> None:
+        for entry in self.channels:
+            _refuse_rivals(source, entry.pattern, entry.place)
+        other = self.sources.setdefault(source.name, source)
+        if other is not source:
+            got = f"{source.name!r} ({other.place}) and {source.name!r} ({source.place})"
+            raise ValueError(f"expected one source at most of a name, got {got}")
+        if self._parent is not None:
+            self._parent._declare_source(source)
+
 
 def own_channels() -> list[Channel]:
     """Return the channels that every hub has by itself."""
@@ -230,11 +284,16 @@ def own_channels() -> list[Channel]:
     return [Channel(pattern, public=True, own=True, place="asgi_ws") for pattern in patterns]
 
 
-def _refuse_own(channel: Channel) -> None:
-    text = channel.pattern.text
+def _refuse_own(text: str, place: str) -> None:
     if text == BROADCAST or text.startswith((USER_PREFIX, OWN_PREFIX)):
         own = f"{BROADCAST}, {USER_PREFIX}…, {OWN_PREFIX}…"
-        raise ValueError(f"{channel.place}: expected a pattern beside the hub's own ({own}), got {text!r}")
+        raise ValueError(f"{place}: expected a pattern beside the hub's own ({own}), got {text!r}")
+
+
+def _refuse_rivals(source: Source, pattern: Pattern, place: str) -> None:
+    if source.rivals(pattern):
+        got = f"source {source.name!r} ({source.place}) and channel {pattern.text!r} ({place})"
+        raise ValueError(f"expected a source or a channel at most to answer for any name, got {got}")
 
 
 def _place() -> str:

@@ -15,6 +15,7 @@ from asgi_ws.catchup import CatchUp
 from asgi_ws.endings import Ending
 from asgi_ws.endpoints import Endpoint
 from asgi_ws.errors import RequestError
+from asgi_ws.generators import Generators
 from asgi_ws.heartbeat import Heartbeat
 from asgi_ws.inquiries import Inquiries
 from asgi_ws.messages import Unsubscribed
@@ -42,6 +43,7 @@ class Run:
         self.metrics = Metrics()
         self.node = Node(broadcaster, self.metrics)
         self.inquiries = Inquiries(self.node.presence, self.metrics, settings.max_event_bytes)
+        self.generators = Generators(self.node, settings.max_event_bytes)
         self.heartbeat = Heartbeat(settings.heartbeat, settings.send_timeout, self.node.pace, self.metrics)
         self.catch_up = CatchUp(self.node, router, settings)
         self.sessions: dict[str, Session] = {}
@@ -77,6 +79,7 @@ class Run:
             task.cancel()
         if self._goodbyes:
             await asyncio.wait(self._goodbyes, timeout=CLOSE_WAIT)
+        await self.generators.stop()
 
     async def stop(self) -> None:
         """Let go of the broadcaster, when the sessions are closed."""
@@ -153,6 +156,7 @@ class Run:
             "users": len({session.user for session in sessions} - {None}),
             "channels": len(self.node.fanout.topics),
             "subscriptions": self.node.fanout.subscriptions,
+            "active_sources": len(self.generators),
             "nodes": [{**here, "uptime": self.uptime}],
         }
 

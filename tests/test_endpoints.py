@@ -1,5 +1,6 @@
 """URLs beside `/stream`: each has a channel, a kind and rights of its own, and nothing else."""
 
+import asyncio
 import re
 
 import pytest
@@ -11,7 +12,6 @@ from websockets.exceptions import ConnectionClosed
 
 import asgi_ws
 from asgi_ws import (
-    BadRequest,
     Forbidden,
     Hub,
     HubMiddleware,
@@ -323,37 +323,33 @@ class TestRefused:
 
 
 class TestSources:
-    class Power:
-        own = False
-
-        def name_for(self, query):
-            if set(query) != {"module"}:
-                raise BadRequest(f"expected module, got {', '.join(sorted(query)) or 'nothing'}")
-            return f"power:{query['module']}"
-
     def hub(self, path="/power"):
         hub = Hub()
-        hub.sources = {"power": self.Power()}
-        hub.channel("power:{module}", public=True)
+
+        @hub.source("power")
+        async def power(module: int, interval: float = 0.1):
+            yield module
+            await asyncio.Event().wait()
+
         hub.endpoint(path, source="power")
         return hub
 
     async def test_the_query_has_the_parameters_of_the_source(self):
         hub = self.hub()
         async with hub, Client(hub, "/power", query_string=b"module=4&token=x") as client:
-            assert (await joined(client))[1] == ["power:4"]
+            assert (await joined(client))[1] == ["power?interval=0.1&module=4"]
             assert (await hub.status())["connections"] == {"stream": 0, "power": 1}
 
     async def test_the_path_may_have_them_too(self):
         hub = self.hub("/power/{module:int}")
         async with hub, Client(hub, "/power/4") as client:
-            assert (await joined(client))[1] == ["power:4"]
+            assert (await joined(client))[1] == ["power?interval=0.1&module=4"]
 
     @pytest.mark.parametrize(
         ("query", "reason"),
         [
-            (b"", "expected module, got nothing"),
-            (b"modul=4", "expected module, got modul"),
+            (b"", "expected parameter 'module' of source 'power' to be an integer, got none"),
+            (b"modul=4", "expected a parameter of source 'power' (interval, module), got 'modul'"),
             (b"module=4&module=5", "expected each parameter once, got 'module' twice"),
         ],
     )
@@ -368,7 +364,7 @@ class TestSources:
         endpoint = hub.endpoint("/page", broadcast=True, channels=["power"])
         async with hub:
             assert endpoint.lists("power?module=4", hub.sources["power"])
-            assert not endpoint.lists("power?module=4", self.Power())
+            assert not endpoint.lists("power?module=4", self.hub().sources["power"])
 
     async def test_one_that_nothing_declares_stops_the_start(self):
         hub = Hub()

@@ -19,7 +19,7 @@ FLOORS = (
     "patterns settings threads broadcasters.workers",
     # how it is written, what waits to be written; the URLs that are served
     "codecs",
-    "auth outbox values",
+    "auth outbox values queries",
     "endpoints",
     # a channel on this node, and what ticks
     "topic heartbeat",
@@ -27,13 +27,13 @@ FLOORS = (
     "broadcasters.members room answers handlers",
     "broadcasters.memory presence",
     "node inquiries",
-    "channels commands hooks",
+    "channels commands hooks sources",
     "history snapshots",
     # what is declared, what runs
-    "router",
+    "router generators",
     "catchup",
     "run",
-    "lanes lifecycle joins",
+    "lanes lifecycle joins feed",
     "admission calls",
     "requests",
     # bytes to sessions, and back

@@ -1071,6 +1071,7 @@ async def test_the_status_says_who_is_connected():
                 "users": 1,
                 "channels": 3,
                 "subscriptions": 6,
+                "active_sources": 0,
                 "nodes": [node],
             }
             assert node == {
