@@ -9,7 +9,7 @@ import msgspec
 from starlette.requests import HTTPConnection
 
 from asgi_ws.codecs import encode_data
-from asgi_ws.errors import TooLarge, Unauthorized
+from asgi_ws.errors import Unauthorized
 
 # It is kept for every member of a channel, and a thousand of them may be in one answer.
 MAX_INFO_BYTES = 4096
@@ -49,7 +49,7 @@ async def identify(
     Raises:
         Unauthorized: The application refuses.
         TypeError: Its function returned something else than an `Identity`, or one that cannot be.
-        TooLarge: The identity's `info` is over 4 KiB.
+        ValueError: The identity's `info` is over 4 KiB.
     """
     if authenticate is None:
         return _authenticated_user(connection)
@@ -88,7 +88,7 @@ def encode_info(identity: Identity) -> bytes:
 
     Raises:
         TypeError: JSON cannot carry it.
-        TooLarge: It is over 4 KiB.
+        ValueError: It is over 4 KiB.
     """
     if identity.info is None:
         return b"null"
@@ -96,7 +96,7 @@ def encode_info(identity: Identity) -> bytes:
     if binary:
         raise TypeError("expected the info of an Identity to be what JSON can carry, got Binary")
     if len(text) > MAX_INFO_BYTES:
-        raise TooLarge(
+        raise ValueError(
             f"expected the info of an Identity to have at most {MAX_INFO_BYTES} bytes, got {len(text)}"
         )
     return text

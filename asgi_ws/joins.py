@@ -93,10 +93,8 @@ class Joins:
         held = [one for one in self._session.subscriptions.values() if one.live]
         for start in range(0, len(held), MAX_JOINS):
             await asyncio.gather(*map(self._ask_again, held[start : start + MAX_JOINS]))
-        for subscription in held:
-            found = self._run.router.find(subscription.channel)
-            if found is not None and self._holds(subscription):
-                self._enter(subscription, found[0])
+        for subscription in filter(self._holds, held):
+            self._run.node.presence.renew(subscription, self._session.identity)
 
     def stop(self) -> None:
         """Cancel what is still waiting: the session is gone."""
@@ -267,12 +265,9 @@ class Joins:
         )
         self._session.tell(message)
         self._run.node.admit(join.subscription, found)
-        self._enter(join.subscription, join.channel)
-
-    def _enter(self, subscription: Subscription, channel: Channel | Source) -> None:
-        if channel.presence:
-            counted = channel.presence == "count"
-            self._run.node.presence.enter(subscription, self._session.identity, counted=counted)
+        if join.channel.presence:
+            counted = join.channel.presence == "count"
+            self._run.node.presence.enter(join.subscription, self._session.identity, counted=counted)
 
     def _abandon(self, subscription: Subscription) -> None:
         if self._holds(subscription):

@@ -107,9 +107,7 @@ class AskPresence(Struct, tag="presence", tag_field="type"):
 
 
 Request = Subscribe | Unsubscribe | Call | Publish | AskPresence | History | Auth | Ping | Pong
-REQUEST_TYPES = (
-    "subscribe", "unsubscribe", "call", "publish", "presence", "history", "auth", "ping", "pong",
-)  # fmt: skip
+REQUEST_TYPES = ("subscribe", "unsubscribe", "call", "publish", "presence", "history", "auth", "ping", "pong")
 
 
 # What the server sends.

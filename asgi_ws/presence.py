@@ -90,6 +90,12 @@ class Presences:
         info = b"null" if counted else _info(identity)
         self._keeper.join(room.channel, session, identity.user, info, since if away is None else away.since)
 
+    def renew(self, subscription: Subscription, identity: Identity | None) -> None:
+        """Count a session anew, wherever it is in: it has become somebody, or shows something else."""
+        room = self._rooms.get(subscription.channel)
+        if room is not None:
+            self.enter(subscription, identity, counted=room.counted)
+
     def leave(self, subscription: Subscription) -> None:
         """Count a session out; its topic has let it go, so it hears nothing more."""
         room = self._rooms.get(subscription.channel)

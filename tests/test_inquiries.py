@@ -14,7 +14,6 @@ from asgi_ws import (
     NotRunning,
     Presence,
     SettingsError,
-    TooLarge,
     Unavailable,
     Undeclared,
     inquiries,
@@ -182,6 +181,21 @@ class TestAClient:
             kinds = [(await ann.receive("subscribed", "reply", "join"))["type"] for _ in range(3)]
             assert kinds[0] == "subscribed"
             assert sorted(kinds[1:]) == ["join", "reply"]
+
+    async def test_that_becomes_somebody_joins(self, hub):
+        async with as_user(hub, "ann", ["room"]) as ann, as_user(hub, None, ["room"]) as bob:
+            await joined(ann, "room")
+            await joined(bob, "room")
+            bob.send(type="auth", token="bob", ref=1)
+            assert (await bob.receive("reply"))["data"]["user"] == "bob"
+            while (await ann.receive("join"))["member"]["user"] != "bob":
+                pass
+            data = (await ask(ann, "room"))["data"]
+            assert [(m["user"], m["info"]) for m in data["members"]] == [
+                ("ann", {"name": "Ann"}),
+                ("bob", {"name": "Bob"}),
+            ]
+            assert data["sessions"] == 2
 
     async def test_without_ref_is_answered_without(self, hub):
         async with as_user(hub, "ann", ["room"]) as ann:
@@ -471,8 +485,8 @@ class TestWhatOthersMaySee:
         [
             (object(), TypeError, "JSON can carry"),
             (Binary(b"x"), TypeError, "got Binary"),
-            ("x" * 4095, TooLarge, "info of an Identity to have at most 4096 bytes, got 4097"),
-            ("é" * 2048, TooLarge, "got 4098"),
+            ("x" * 4095, ValueError, "info of an Identity to have at most 4096 bytes, got 4097"),
+            ("é" * 2048, ValueError, "got 4098"),
         ],
     )
     async def test_is_refused_else_when_the_session_is_identified(self, info, error, match):
@@ -480,7 +494,7 @@ class TestWhatOthersMaySee:
             return Identity("7", info=info)
 
         with pytest.raises(error, match=match):
-            await identify(connection(), who)
+            await identify(connection(), who, None)
 
     async def test_that_is_too_large_is_a_refused_handshake_and_says_why_in_the_log(self, caplog):
         hub = Hub()

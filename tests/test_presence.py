@@ -182,7 +182,8 @@ class TestJoinAndLeave:
 
     def test_who_becomes_somebody_joins(self, house):
         ann, ghost = house.enter("ann"), house.enter()
-        house.presence.enter(ghost, Identity("bob"), counted=False)
+        house.presence.renew(ghost, Identity("bob"))
+        house.presence.renew(Subscription(FakeSubscriber(), "elsewhere"), Identity("bob"))
         house.clock.advance(SOON)
         assert told(ann) == [("join", "ann"), ("join", "bob")]
         assert (house.find().users, house.find().sessions) == (2, 2)
