@@ -4,7 +4,6 @@ Only where there is something to say: a session of a hub without `authenticate` 
 """
 
 import asyncio
-import time
 from collections.abc import Callable
 from contextvars import Context
 
@@ -14,6 +13,7 @@ from starlette.requests import HTTPConnection
 from asgi_ws import endings
 from asgi_ws.answers import present, refuse, told
 from asgi_ws.auth import Identity, identify
+from asgi_ws.clock import Clock, Timer
 from asgi_ws.endings import Ending
 from asgi_ws.errors import BadRequest, Forbidden, LimitExceeded, Unauthorized
 from asgi_ws.handlers import within
@@ -62,15 +62,15 @@ class Admission:
         self._ending: Ending | None = None
         self._waiting: list[Auth] | None = None
         self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
 
     def begin(self, asked: list[Subscribe], connection: HTTPConnection) -> None:
         """Let the session in; one that is pending only when it has said who it is."""
         self._asked = asked
         if self._session.phase is State.PENDING:
             seconds, end = self._run.settings.auth_timeout, self._session.end
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(seconds, end, endings.AUTH_TIMED_OUT, context=Context())
+            clock = self._run.clock
+            self._timer = clock.call_later(seconds, end, endings.AUTH_TIMED_OUT, context=Context())
         else:
             self._come(connection)
             if self._held is not None:
@@ -142,7 +142,7 @@ class Admission:
         session, seconds = self._session, self._run.settings.command_timeout
         try:
             for function in self._run.router.hooks.connect:
-                await within(seconds, function(session, connection))
+                await within(seconds, function(session, connection), session.clock)
                 self._entered = True
         except Exception as error:
             session.end(endings.of_error(told(error, session, "on_connect")))
@@ -190,7 +190,7 @@ class Admission:
         except Exception as error:
             self._fail(error, request)
             return
-        data = {"user": session.user, "expires_in": _left(identity)}
+        data = {"user": session.user, "expires_in": _left(identity, self._run.clock)}
         session.tell(Reply(ref=present(request.ref), data=data))
         if not admitted:
             for channel in session.own:
@@ -208,11 +208,13 @@ class Admission:
         authenticate = self._run.authenticator(self._session.endpoint)
         try:
             identity = await within(
-                self._run.settings.auth_timeout, identify(self._memo.connection, authenticate, token)
+                self._run.settings.auth_timeout,
+                identify(self._memo.connection, authenticate, token),
+                self._run.clock,
             )
         except Unauthorized as error:
             raise Unauthorized(str(error) or "expected a valid token") from error
-        if (left := _left(identity)) is not None and left <= 0:
+        if (left := _left(identity, self._run.clock)) is not None and left <= 0:
             raise Unauthorized("expected a token that has not expired")
         return identity
 
@@ -245,8 +247,8 @@ class Admission:
         refuse(self._session, self._run.metrics, error, None if ref is UNSET else ref, channel)
 
 
-def _left(identity: Identity | None) -> float | None:
+def _left(identity: Identity | None, clock: Clock) -> float | None:
     """Return for how many seconds a token is still good, `None` for ever."""
     if identity is None or identity.expires_at is None:
         return None
-    return round(identity.expires_at - time.time(), 3)
+    return round(identity.expires_at - clock.time(), 3)

@@ -167,7 +167,7 @@ class CatchUp:
     ) -> tuple[Join, Carried]:
         await asyncio.sleep(0)  # from here on in a task: the application's function may need one
         try:
-            async with asyncio.timeout(self._settings.command_timeout):
+            async with self._node.pace.clock.timeout(self._settings.command_timeout):
                 state = await take(session, channel, params, self._settings.max_event_bytes)
                 return await align(self._node, channel, subscription, join, state), state
         except Exception:

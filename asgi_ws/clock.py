@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any, Protocol
 
 
@@ -26,9 +27,11 @@ class Clock:
         """Return seconds since some moment; they never go back."""
         return time.monotonic()
 
-    def call_later(self, seconds: float, callback: Callable[..., object], *args: Any) -> Timer:
-        """Call a function in the running loop when so much time has passed."""
-        return asyncio.get_running_loop().call_later(seconds, callback, *args)
+    def call_later(
+        self, seconds: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> Timer:
+        """Call a function in the running loop when so much time has passed; as `loop.call_later`."""
+        return asyncio.get_running_loop().call_later(seconds, callback, *args, context=context)
 
     def timeout(self, seconds: float) -> asyncio.Timeout:
         """Return `asyncio.timeout`, by this clock."""

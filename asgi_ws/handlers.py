@@ -7,6 +7,7 @@ import typing
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, TypeVar
 
+from asgi_ws.clock import MACHINE, Clock
 from asgi_ws.errors import Timeout
 from asgi_ws.session import Session
 
@@ -50,7 +51,7 @@ class Handler:
         return await self.function(**given)
 
 
-async def within(seconds: float, awaitable: Awaitable[T]) -> T:
+async def within(seconds: float, awaitable: Awaitable[T], clock: Clock = MACHINE) -> T:
     """Await what is the application's, but no longer than that.
 
     Raises:
@@ -58,7 +59,7 @@ async def within(seconds: float, awaitable: Awaitable[T]) -> T:
         RuntimeError: Not we are cancelled: what it awaited was.
     """
     try:
-        async with asyncio.timeout(seconds) as deadline:
+        async with clock.timeout(seconds) as deadline:
             return await awaitable
     except TimeoutError as error:
         if not deadline.expired():

@@ -5,6 +5,7 @@ import math
 from contextvars import Context
 from typing import Protocol, cast
 
+from asgi_ws.clock import Timer
 from asgi_ws.metrics import Metrics
 from asgi_ws.outbox import Pace, Writer
 
@@ -38,7 +39,7 @@ class Heartbeat:
         self._send_timeout = send_timeout
         self._pace = pace
         self._metrics = metrics
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
 
     def add(self, session: Beating) -> None:
         """Beat for a session, first one interval from now."""
@@ -58,7 +59,7 @@ class Heartbeat:
         loop = asyncio.get_running_loop()
         # With no context: that of the request which has armed it would live as long as there are sessions.
         due = loop.time() + self._tick
-        self._timer = loop.call_later(self._tick, self._turn, due, context=Context())
+        self._timer = self._pace.clock.call_later(self._tick, self._turn, due, context=Context())
 
     def _turn(self, due: float) -> None:
         self._metrics.loop_lag.append(max(0.0, asyncio.get_running_loop().time() - due))

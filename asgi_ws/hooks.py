@@ -41,7 +41,7 @@ class Hooks:
         """Tell every function of a session that is gone; where one fails the next one is called."""
         for function in self.disconnect:
             try:
-                await within(seconds, function(session, ending.code, ending.reason))
+                await within(seconds, function(session, ending.code, ending.reason), session.clock)
             except NotRunning as error:  # what it has to say comes too late, as after any stop
                 logger.warning("%s of session %s: %s", name_of(function), session.id, error)
             except Exception:

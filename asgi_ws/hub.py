@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from asgi_ws import history, lifespan
 from asgi_ws.broadcasters import Broadcaster, Presence, from_url
 from asgi_ws.channels import Channel
+from asgi_ws.clock import MACHINE, Clock
 from asgi_ws.codecs import JSON, brief, encode_data
 from asgi_ws.endings import DISCONNECTED, of_application
 from asgi_ws.endpoints import Endpoint, stream
@@ -49,6 +49,7 @@ class Hub(Router):
             settings["broadcaster"], broadcaster = broadcaster, None
         self.settings = Settings.load(os.environ, **settings)
         self.stream = stream()
+        self.clock: Clock = MACHINE
         self._broadcaster = (
             from_url(self.settings) if broadcaster is None else _check_broadcaster(broadcaster)
         )
@@ -357,7 +358,7 @@ class Hub(Router):
             channel=channel,
             event=event,
             data=encoded,
-            time=time.time(),
+            time=self.clock.time(),
             key=key,
             exclude=exclude,
             binary=binary,
@@ -398,7 +399,7 @@ class Hub(Router):
             entry.value.check_start(self._broadcaster.features)
         for endpoint in self.endpoints:
             endpoint.settle(self)
-        return Run(self.settings, self, self._broadcaster)
+        return Run(self.settings, self, self._broadcaster, self.clock)
 
     def _started(self) -> None:
         run = self._lifecycle.run

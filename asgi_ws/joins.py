@@ -231,7 +231,7 @@ class Joins:
                 raise Unavailable("expected a session that is there, got one that has gone")
             return await self._find_with_state(join, await self._find(join))
 
-        return await within(self._run.settings.command_timeout, ask_and_find())
+        return await within(self._run.settings.command_timeout, ask_and_find(), self._run.clock)
 
     async def _find(self, join: _Join) -> Join:
         resume = _resume(join.request)
@@ -286,7 +286,9 @@ class Joins:
             return
         channel, params = found
         try:
-            await within(self._run.settings.command_timeout, channel.authorize(self._session, params))
+            await within(
+                self._run.settings.command_timeout, channel.authorize(self._session, params), self._run.clock
+            )
         except Exception as error:
             if self._holds(subscription):
                 self._revoke(subscription, error)

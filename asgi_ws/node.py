@@ -61,7 +61,7 @@ class Node:
         self.broadcaster = broadcaster
         self.metrics = metrics
         self.fanout = Fanout(metrics)
-        self.pace = Pace()
+        self.pace = Pace(clock)
         self.presence = Presences(broadcaster, self.fanout.topics, clock)
         self.vacated: dict[str, Callable[[], None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()

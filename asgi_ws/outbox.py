@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from asgi_ws.clock import MACHINE, Clock
 from asgi_ws.codecs import Codec, Payload
 from asgi_ws.frames import BINARY, TEXT, header
 from asgi_ws.publication import Position
@@ -199,7 +200,7 @@ class Writer(Protocol):
     """Who empties an outbox: a session."""
 
     progress: float
-    """When it last finished a write, on the monotonic clock."""
+    """When it last finished a write, by the monotonic time of the hub's clock."""
 
 
 class Pace:
@@ -215,7 +216,8 @@ class Pace:
     patience = 0.25
     limit = 2.0
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock = MACHINE) -> None:
+        self.clock = clock
         self._behind: set[Writer] = set()
         self._lagging: set[Writer] = set()
         self._quiet = asyncio.Event()
@@ -259,12 +261,12 @@ class Pace:
                 self._opened.set()
 
     async def _until_quiet(self) -> None:
-        began, idle, rest = time.monotonic(), 0.0, 0.0
+        began, idle, rest = self.clock.monotonic(), 0.0, 0.0
         while self._behind:
             idled = await self._moment()
             idle, rest = idle + idled, rest + idled
-            if any(writer.progress >= began for writer in self._behind):
-                began, rest = time.monotonic(), 0.0
+            if any(writer.progress > began for writer in self._behind):
+                began, rest = self.clock.monotonic(), 0.0
             if rest >= self.patience or idle >= self.limit:
                 self._lagging |= self._behind
                 self._behind.clear()
@@ -282,5 +284,5 @@ class Pace:
 
     def stuck(self, seconds: float) -> list[Writer]:
         """Return who has something to write and has not finished a write for `seconds`."""
-        since = time.monotonic() - seconds
+        since = self.clock.monotonic() - seconds
         return [writer for writer in (*self._behind, *self._lagging) if writer.progress < since]

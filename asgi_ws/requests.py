@@ -4,7 +4,6 @@ Requests are started in order; what has to wait waits elsewhere, so it holds up 
 requests.
 """
 
-import time
 from functools import partial
 
 from msgspec import UNSET
@@ -69,7 +68,7 @@ class Requests:
         """Take a message from the client. Never raises: what is wrong with it is answered."""
         if self._session.ending is not None:
             return  # who is being shown out has nothing more to ask
-        self._session.heard = time.monotonic()
+        self._session.heard = self._session.clock.monotonic()
         self._run.metrics.messages_received += 1
         if size_of(payload) > self._run.settings.max_message_bytes:
             self._session.end(endings.TOO_BIG)

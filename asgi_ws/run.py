@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import time
 from collections import Counter
 from contextvars import Context
 from typing import Any
@@ -12,6 +11,7 @@ from asgi_ws import endings
 from asgi_ws.auth import Authenticate
 from asgi_ws.broadcasters import Broadcaster
 from asgi_ws.catchup import CatchUp
+from asgi_ws.clock import MACHINE, Clock
 from asgi_ws.endings import Ending
 from asgi_ws.endpoints import Endpoint
 from asgi_ws.errors import RequestError
@@ -37,11 +37,14 @@ HEALTH_WAIT = 1.0
 class Run:
     """The node, its sessions and their heartbeat, and what can be said of them."""
 
-    def __init__(self, settings: Settings, router: Router, broadcaster: Broadcaster) -> None:
+    def __init__(
+        self, settings: Settings, router: Router, broadcaster: Broadcaster, clock: Clock = MACHINE
+    ) -> None:
         self.settings = settings
         self.router = router
+        self.clock = clock
         self.metrics = Metrics()
-        self.node = Node(broadcaster, self.metrics)
+        self.node = Node(broadcaster, self.metrics, clock)
         self.inquiries = Inquiries(self.node.presence, self.metrics, settings.max_event_bytes)
         self.generators = Generators(self.node, settings.max_event_bytes)
         self.heartbeat = Heartbeat(settings.heartbeat, settings.send_timeout, self.node.pace, self.metrics)
@@ -50,7 +53,7 @@ class Run:
         self.closed = False
         self.told_bypassed = False
         self._goodbyes: set[asyncio.Task[None]] = set()
-        self._started = time.monotonic()
+        self._started = clock.monotonic()
         self._empty = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -140,7 +143,7 @@ class Run:
     @property
     def uptime(self) -> float:
         """Seconds since the start."""
-        return round(time.monotonic() - self._started, 3)
+        return round(self.clock.monotonic() - self._started, 3)
 
     def status(self) -> dict[str, Any]:
         """Return who is connected, as `/status` has it."""

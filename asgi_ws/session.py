@@ -5,7 +5,6 @@ session says what, and never waits for either.
 """
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ from msgspec import UNSET
 
 from asgi_ws import endings
 from asgi_ws.auth import Identity
+from asgi_ws.clock import Clock
 from asgi_ws.codecs import Codec, encode_data
 from asgi_ws.endings import Ending
 from asgi_ws.endpoints import Declared, Endpoint
@@ -123,12 +123,12 @@ class Session:
         self.codec = codec
         self.identity = identity
         self.app = app
-        self.connected_at = time.time()
+        self.connected_at = pace.clock.time()
         self.state: dict[str, Any] = {}
         self.phase = State.CONNECTING
         self.subscriptions: dict[str, Subscription] = {}
         self.ending: Ending | None = None
-        self.progress = self.heard = time.monotonic()
+        self.progress = self.heard = pace.clock.monotonic()
         self.pongs = False
         self._settings = settings
         self._outbox = Outbox(settings.outbox_messages, settings.outbox_bytes)
@@ -173,7 +173,7 @@ class Session:
         """
         text, binary = encode_data(data, self._settings.max_event_bytes)
         event = check_event(event)
-        publication = Publication(channel="", event=event, data=text, time=time.time(), binary=binary)
+        publication = Publication(channel="", event=event, data=text, time=self.clock.time(), binary=binary)
         self.deliver(self._single(self.codec.event(publication)))
 
     async def close(self, code: int = endings.DISCONNECTED.code, reason: str = "") -> None:
@@ -293,9 +293,9 @@ class Session:
 
     def beat(self) -> None:
         """Show a sign of life and look for one."""
-        now = time.monotonic()
+        now = self.clock.monotonic()
         expires_at = None if self.identity is None else self.identity.expires_at
-        if expires_at is not None and expires_at < time.time():
+        if expires_at is not None and expires_at < self.clock.time():
             self.end(endings.EXPIRED)
         elif self.pongs and now - self.heard > 2 * self._settings.heartbeat:
             self.end(endings.NO_SIGN_OF_LIFE)
@@ -325,6 +325,11 @@ class Session:
     # For the transport.
 
     @property
+    def clock(self) -> Clock:
+        """The time that it goes by."""
+        return self._pace.clock
+
+    @property
     def next(self) -> Batch | None:
         """What is to be written now."""
         return self._outbox.first()
@@ -338,7 +343,7 @@ class Session:
         metrics = self._metrics
         events = sent if batch.events else 0
         whole = sent == len(batch)
-        self.progress = time.monotonic()
+        self.progress = self.clock.monotonic()
         metrics.events_delivered += events
         metrics.bytes_sent += batch.size if whole else sum(map(len, batch.payloads[:sent]))
         if self._outbox.done(batch):
@@ -384,7 +389,7 @@ class Session:
 
     def _wait(self) -> None:
         self.direct = None
-        self.progress = time.monotonic()
+        self.progress = self.clock.monotonic()
         self._pace.behind(self)
 
     def _count_slow(self, events: int) -> None:

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from asgi_ws.clock import MACHINE
 from asgi_ws.heartbeat import Heartbeat
 from asgi_ws.metrics import Metrics
 from tests.fakes import travel
@@ -30,6 +31,7 @@ class Pace:
     """In the place of the real one: who is stuck is what the test says."""
 
     def __init__(self):
+        self.clock = MACHINE
         self.writers = []
         self.asked = []
 

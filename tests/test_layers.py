@@ -48,6 +48,10 @@ FLOORS = (
     "hub server",
     "middleware demo",
     "",  # the front door: asgi_ws itself
+    # what users test with: nothing below knows of it
+    "testing.cable testing.inbox testing.rest testing.running",
+    "testing.client testing.hours",
+    "testing",
     # what an operator types
     "cli",
     "__main__",

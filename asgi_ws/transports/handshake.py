@@ -145,7 +145,9 @@ async def _identify(connection: HTTPConnection, run: Run, endpoint: Endpoint) ->
             identity = await identify(connection, None, None)  # nothing in it waits
         else:
             token = find_token(connection, settings.token_cookie, in_query=settings.token_in_query)
-            identity = await within(settings.auth_timeout, identify(connection, authenticate, token))
+            identity = await within(
+                settings.auth_timeout, identify(connection, authenticate, token), run.clock
+            )
         _check_identity(identity, settings, token)
     except Timeout as error:
         raise Refused(endings.AUTH_TIMED_OUT, "timeout") from error

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import contextvars
 import logging
-import time
 from asyncio import _enter_task as enter_task  # see asyncio-extending: for those who run steps of tasks
 from asyncio import _leave_task as leave_task
 
@@ -164,7 +163,7 @@ class WebSocketLink:
             for message in batch.messages:
                 await self._send({"type": "websocket.send", session.codec.kind: message})
                 sent += 1
-                session.progress = time.monotonic()
+                session.progress = session.clock.monotonic()
                 if sent % _STINT == 0:
                     await asyncio.sleep(0)
         finally:
