@@ -114,6 +114,7 @@ class Cable:
     def stall(self, after: int) -> None:
         """Read so many messages more, and then none."""
         self._room = after
+        self._readable.set()  # there may be room now for what waits
 
     def resume(self) -> None:
         """Read again."""
