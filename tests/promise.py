@@ -47,8 +47,6 @@ class Ledger:
             self.plain[channel].append((number, exclude))
             return
         log = self.logs[channel, position.epoch]
-        if log and position.offset <= log[-1].offset:
-            return  # a key that was seen before: nothing was sent
         log.append(Entry(position.offset, number, exclude, time))
         self.tops[channel] = position
 
