@@ -90,7 +90,7 @@ class Outbox:
         max_messages, max_bytes: The bounds; events have three quarters of each.
     """
 
-    __slots__ = ("_max_bytes", "_max_messages", "_messages", "_size", "batches")
+    __slots__ = ("_max_bytes", "_max_messages", "_messages", "_size", "_whole", "batches")
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
         # A list, though it is a queue: it is short, and empty it takes a tenth of a deque's memory.
@@ -99,6 +99,7 @@ class Outbox:
         self._size = 0
         self._max_messages = max_messages
         self._max_bytes = max_bytes
+        self._whole = False
 
     def __bool__(self) -> bool:
         return bool(self.batches)
@@ -120,6 +121,14 @@ class Outbox:
             return False
         self.force(batch)
         return True
+
+    def begin_turn(self) -> None:
+        """Take whatever comes until `end_turn`: one turn may bring several batches to an empty outbox."""
+        self._whole = True
+
+    def end_turn(self) -> None:
+        """Be bound again."""
+        self._whole = False
 
     def force(self, batch: Batch) -> None:
         """Take a batch whatever the bounds."""
@@ -188,6 +197,8 @@ class Outbox:
             return True
         if batch.alone:
             return False
+        if self._whole:
+            return True
         messages = self._messages + len(batch)
         size = self._size + batch.size
         if batch.modest:

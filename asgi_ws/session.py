@@ -223,7 +223,7 @@ class Session:
             self.direct(batch.frames)
         elif self._outbox.batches or not self.link.write(batch):
             taken = self.collect(batch)
-            self.link.wake()
+            self.wake()
             return taken
         self._metrics.events_delivered += batch.events
         self._metrics.bytes_sent += batch.size
@@ -235,10 +235,12 @@ class Session:
             return True
         if not self._outbox:
             self._wait()
+            self._outbox.begin_turn()
         return self._outbox.put(batch)
 
     def wake(self) -> None:
         """Write what was collected."""
+        self._outbox.end_turn()
         self.link.wake()
 
     def replay(self, batch: Batch) -> None:

@@ -3,9 +3,11 @@
 import asyncio
 import json
 import logging
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -16,8 +18,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
-from asgi_ws import Forbidden, Hub, HubMiddleware, Identity, Position, Session, Unauthorized
-from asgi_ws.testing import Closed, Denied, Failed, connect, hub_time, running, settle
+from asgi_ws import Forbidden, Hub, HubMiddleware, Identity, Position, Session, Unauthorized, testing
+from asgi_ws.testing import Client, Closed, Denied, Failed, connect, hub_time, running, settle
 
 pytestmark = pytest.mark.anyio
 
@@ -703,3 +705,40 @@ async def test_a_forbidden_channel_is_an_error_that_names_it(hub, app):
 async def test_a_position_that_is_forged_is_not_recovered(app):
     async with connect(app, resume={"orders": Position("forged", 5)}) as client:
         assert client.joined["orders"]["recovered"] is False
+
+
+# Its page.
+
+TESTING = Path(__file__).parent.parent / "docs/testing.md"
+
+
+def blocks():
+    return re.findall(r"^```python\n(.*?)^```$", TESTING.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_the_tests_of_the_page_pass(loop):
+    names = [
+        name for block in blocks() for name in re.findall(r"^(?:async )?def (test_\w+)", block, re.MULTILINE)
+    ]
+    assert len(names) >= 7
+    for name in names:
+        namespace = {"__name__": "app"}  # each begins with an app of its own, as it does in a module
+        for block in blocks():
+            exec(compile(block, "docs/testing.md", "exec", dont_inherit=True), namespace)
+        test = namespace[name]
+        if asyncio.iscoroutinefunction(test):
+            with asyncio.Runner(loop_factory=loop) as runner:
+                runner.run(test())
+        else:
+            test()
+
+
+def test_every_name_of_it_is_on_the_page():
+    page = TESTING.read_text()
+    public = [name for name in vars(Client) if not name.startswith("_")]
+    attributes = ["welcome", "joined", "messages", "pings", "answers_pings"]
+    assert {"drop", "stall", "assert_nothing"} <= set(public)
+    missing = [name for name in [*public, *attributes] if f"client.{name}" not in page]
+    assert missing == ["session", "subprotocol", "close"]  # which say themselves
+    assert [name for name in testing.__all__ if name not in page] == ["Client", "Clock", "Running", "settle"]
