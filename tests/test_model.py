@@ -6,6 +6,7 @@ the loop run some turns or come to rest; when it rests, every client that reads 
 
 import asyncio
 import itertools
+import logging
 import os
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from msgspec.structs import replace
 
 from asgi_ws import Broadcaster, Hub, Position, Session
 from asgi_ws.broadcasters import History
@@ -45,7 +47,7 @@ ROOMS: dict[str, dict[str, Any]] = {
 }
 HISTORY, HISTORY_TTL = 10, 60.0
 OUTBOX_MESSAGES, OUTBOX_BYTES = 80, 128 * 1024  # as much as may have to be replayed at once
-EXAMPLES = int(os.environ.get("ASGI_WS_TEST_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("ASGI_WS_TEST_EXAMPLES", "100"))
 
 
 class Recorded(MemoryBroadcaster):
@@ -56,6 +58,19 @@ class Recorded(MemoryBroadcaster):
             Settings.load({}, broadcaster="memory://?workers=allow", history_bytes=ledger_bytes(ledger))
         )
         self.ledger = ledger
+
+    async def start(self, receiver: Any) -> None:
+        self._hear = receiver
+        await super().start(self)
+
+    def deliver(self, publication: Publication) -> None:
+        self._hand_over(publication)
+
+    def missed(self, channel: str, position: Position | None) -> None:
+        raise AssertionError("memory loses nothing")
+
+    def _hand_over(self, publication: Publication) -> None:
+        self._hear.deliver(publication)
 
     def _publish(self, publication: Publication, retention: Any) -> Position | None:
         position = super()._publish(publication, retention)
@@ -639,3 +654,100 @@ QUICK = settings(
 @pytest.mark.parametrize("machine", [Promised, PromisedFromAfar])
 def test_every_view_is_in_order_and_complete_or_the_loss_was_said(machine):
     run_state_machine_as_test(machine, settings=QUICK)
+
+
+# The test itself: a hub that breaks its promise is noticed.
+
+
+class Silent(Recorded):
+    """Loses one publication in twenty, and says nothing of it."""
+
+    def _hand_over(self, publication: Publication) -> None:
+        if publication.offset % 20 == 7:
+            return
+        if publication.offset % 20 == 8:
+            publication = replace(publication, previous=publication.offset - 2)
+        super()._hand_over(publication)
+
+
+class Twofold(Recorded):
+    """Hands one publication over twice."""
+
+    def _hand_over(self, publication: Publication) -> None:
+        super()._hand_over(publication)
+        if publication.offset % 10 == 3:
+            super()._hand_over(replace(publication, previous=0))
+
+
+class Reversed(Recorded):
+    """Hands two over in the wrong order."""
+
+    waits: Publication | None = None
+
+    def _hand_over(self, publication: Publication) -> None:
+        if publication.offset % 10 == 4:
+            self.waits = replace(publication, previous=0)
+            return
+        super()._hand_over(replace(publication, previous=0))
+        if publication.offset % 10 == 5 and self.waits is not None:
+            super()._hand_over(self.waits)
+
+
+class Holed(Recorded):
+    """Its history lacks something in the middle, and claims to be complete."""
+
+    async def history(self, channel: str, after: Any, retention: Any, limit: Any) -> History:
+        found = await super().history(channel, after, retention, limit)
+        kept = found.publications
+        return found._replace(publications=[*kept[:1], *kept[2:]]) if len(kept) > 2 else found
+
+
+class Credulous(Recorded):
+    """Believes any position."""
+
+    async def history(self, channel: str, after: Any, retention: Any, limit: Any) -> History:
+        found = await super().history(channel, after, retention, limit)
+        return found._replace(complete=True)
+
+
+class Forgetful(Recorded):
+    """Recovers nobody."""
+
+    async def history(self, channel: str, after: Any, retention: Any, limit: Any) -> History:
+        found = await super().history(channel, after, retention, limit)
+        return found if after is None else found._replace(complete=False, publications=())
+
+
+class Repeating(Recorded):
+    """Knows no key again."""
+
+    async def publish(self, publication: Publication, retention: Any) -> Position | None:
+        return self._publish(publication, retention)
+
+
+class Indiscreet(Recorded):
+    """Leaves nobody out."""
+
+    def _hand_over(self, publication: Publication) -> None:
+        super()._hand_over(replace(publication, exclude=None))
+
+
+@pytest.mark.parametrize(
+    "broken", [Silent, Twofold, Reversed, Holed, Credulous, Forgetful, Repeating, Indiscreet]
+)
+def test_a_broken_promise_is_noticed(broken, caplog):
+    class Deceived(Promised):
+        broadcaster = broken
+
+    caplog.set_level(logging.CRITICAL, "asgi_ws")
+    found = settings(QUICK, max_examples=300, phases=[Phase.generate], database=None, print_blob=False)
+    with pytest.raises(BaseException) as raised:
+        run_state_machine_as_test(Deceived, settings=found)
+    assert broke(raised.value), raised.value
+
+
+def broke(error: BaseException) -> bool:
+    """Whether it is the promise that was broken, once or in several ways."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(broke, error.exceptions))
+    return isinstance(error, Broken)
