@@ -88,6 +88,7 @@ class Fanout:
                 self._schedule()
                 return
         self._work = None
+        self._metrics.turns += 1
 
     def _deliver_dirty(self) -> Iterator[None]:
         while self._dirty:

@@ -45,6 +45,7 @@ class Metrics:
     def __init__(self) -> None:
         self.connections_total = 0
         self.peak_connections = 0
+        self.turns = 0
         self.events_emitted = 0
         self.events_delivered = 0
         self.bytes_sent = 0

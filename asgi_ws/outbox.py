@@ -90,7 +90,7 @@ class Outbox:
         max_messages, max_bytes: The bounds; events have three quarters of each.
     """
 
-    __slots__ = ("_max_bytes", "_max_messages", "_messages", "_size", "_whole", "batches")
+    __slots__ = ("_max_bytes", "_max_messages", "_messages", "_size", "batches", "turn")
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
         # A list, though it is a queue: it is short, and empty it takes a tenth of a deque's memory.
@@ -99,7 +99,7 @@ class Outbox:
         self._size = 0
         self._max_messages = max_messages
         self._max_bytes = max_bytes
-        self._whole = False
+        self.turn = -1  # in which it was empty
 
     def __bool__(self) -> bool:
         return bool(self.batches)
@@ -112,23 +112,17 @@ class Outbox:
         """Whether it holds more than its bounds, as a long replay may."""
         return self._messages > self._max_messages or self._size > self._max_bytes
 
-    def put(self, batch: Batch) -> bool:
+    def put(self, batch: Batch, turn: int | None = None) -> bool:
         """Take a batch, or return that the client is too slow for it: `False`.
 
-        An empty outbox takes any batch: what is published in one turn must not depend on the bounds.
+        An empty outbox takes any batch, and all others of that turn: what is published in one turn, in
+        however many channels, must not depend on the bounds.
         """
-        if not self.fits(batch):
+        whole = turn == self.turn and batch.events and not batch.alone
+        if not whole and not self.fits(batch):
             return False
         self.force(batch)
         return True
-
-    def begin_turn(self) -> None:
-        """Take whatever comes until `end_turn`: one turn may bring several batches to an empty outbox."""
-        self._whole = True
-
-    def end_turn(self) -> None:
-        """Be bound again."""
-        self._whole = False
 
     def force(self, batch: Batch) -> None:
         """Take a batch whatever the bounds."""
@@ -197,13 +191,20 @@ class Outbox:
             return True
         if batch.alone:
             return False
-        if self._whole:
-            return True
-        messages = self._messages + len(batch)
-        size = self._size + batch.size
         if batch.modest:
-            messages += self._max_messages // _RESERVED
-            size += self._max_bytes // _RESERVED
+            return self._bears(len(batch), batch.size)
+        return (
+            self._messages + len(batch) <= self._max_messages and self._size + batch.size <= self._max_bytes
+        )
+
+    def has_room(self, messages: int, size: int) -> bool:
+        """Whether events that come from history find room."""
+        return not self.batches or self._bears(messages, size)
+
+    def _bears(self, messages: int, size: int) -> bool:
+        """Whether it holds no more than it may, with so much in events."""
+        messages += self._messages + self._max_messages // _RESERVED
+        size += self._size + self._max_bytes // _RESERVED
         return messages <= self._max_messages and size <= self._max_bytes
 
 

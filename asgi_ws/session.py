@@ -21,7 +21,7 @@ from asgi_ws.messages import PROTOCOL, Disconnect, Message, Ping, Welcome
 from asgi_ws.metrics import Metrics
 from asgi_ws.outbox import Batch, Outbox, Pace
 from asgi_ws.patterns import check_event
-from asgi_ws.publication import Publication
+from asgi_ws.publication import Position, Publication
 from asgi_ws.settings import Settings
 from asgi_ws.topic import Subscription, gap
 
@@ -223,7 +223,7 @@ class Session:
             self.direct(batch.frames)
         elif self._outbox.batches or not self.link.write(batch):
             taken = self.collect(batch)
-            self.wake()
+            self.link.wake()
             return taken
         self._metrics.events_delivered += batch.events
         self._metrics.bytes_sent += batch.size
@@ -235,13 +235,17 @@ class Session:
             return True
         if not self._outbox:
             self._wait()
-            self._outbox.begin_turn()
-        return self._outbox.put(batch)
+            self._outbox.turn = self._metrics.turns
+        return self._outbox.put(batch, self._metrics.turns)
 
     def wake(self) -> None:
         """Write what was collected."""
-        self._outbox.end_turn()
         self.link.wake()
+
+    def has_room(self, publications: Sequence[Publication | Position]) -> bool:
+        """Whether events from history find room beside what waits to be written; about, as to bytes."""
+        size = sum(one.size for one in publications if isinstance(one, Publication))
+        return self._outbox.has_room(len(publications), size)
 
     def replay(self, batch: Batch) -> None:
         """Take events that come from history: as a whole, unless too much waits already."""

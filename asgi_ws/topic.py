@@ -46,6 +46,9 @@ class Subscriber(Protocol):
     def wake(self) -> None:
         """Write what was collected, at once."""
 
+    def has_room(self, publications: "Sequence[Publication | Position]") -> bool:
+        """Whether these find room beside what waits to be written."""
+
     def replay(self, batch: Batch) -> None:
         """Take events that come from history."""
 
@@ -168,13 +171,18 @@ class Topic:
             return
         self.joining.remove(subscription)
         self.slow = subscription.slow
+        after = position
         if missed:
             position = missed[-1].position
         held = [] if more else [one for one in subscription.held if _follows(one, position)]
         subscription.held = []
-        self._last = self._last or position
+        begin = [*missed, *held]
+        if not more:  # else its position is not the channel's, and the next event would seem to leave a hole
+            self._last = self._last or position
+        if after is not None and begin and not subscription.subscriber.has_room(begin):
+            begin, position, more = [], after, True  # it is fed when what waits already is written
         self._enliven(subscription)
-        self._begin(subscription.subscriber, [*missed, *held])
+        self._begin(subscription.subscriber, begin)
         if more:
             self.lag(subscription, position)
 

@@ -333,6 +333,9 @@ class FakeSubscriber:
         self._payloads += self._collected
         self._collected = []
 
+    def has_room(self, publications: Any) -> bool:
+        return True
+
     def replay(self, batch: Any) -> None:
         self.deliver(batch)
 

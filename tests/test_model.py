@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import logging
 import os
+from collections import Counter
 from typing import Any, ClassVar
 
 import msgspec
@@ -29,7 +30,7 @@ from asgi_ws.broadcasters import History
 from asgi_ws.broadcasters.memory import MemoryBroadcaster
 from asgi_ws.publication import Publication
 from asgi_ws.settings import Settings
-from asgi_ws.testing import hub_time, settle
+from asgi_ws.testing import connect, hub_time, settle
 from asgi_ws.testing.cable import Cable, scope_for
 from tests.promise import Broken, Ledger, View, expect
 
@@ -532,10 +533,10 @@ class Promised(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self._do(self.clock.advance(seconds), None)
 
-    @rule()
-    def a_day_passes(self) -> None:
+    @rule(really=st.sampled_from([False] * 9 + [True]))
+    def a_day_passes(self, really: bool) -> None:
         # Positions are forgotten as well: from here on, what resumes may find a new epoch.
-        if self.ledger.certain:
+        if really and self.ledger.certain:
             self.ledger.certain = False
             for watcher in self.watchers.values():  # a day of pings is long
                 watcher.cable.cut(1006)
@@ -758,3 +759,62 @@ def broke(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return all(map(broke, error.exceptions))
     return isinstance(error, Broken)
+
+
+# What it has found, each by itself.
+
+
+@pytest.mark.anyio
+async def test_who_resumes_more_channels_than_an_outbox_holds_hears_them_all():
+    hub = Hub()
+    hub.channel("room:{n:int}", public=True)
+    for number in range(100):
+        for room in range(30):
+            await hub.publish(f"room:{room}", "said", number)
+    rooms = {f"room:{room}": Position("", 0) for room in range(30)}
+    async with connect(hub, "/stream", resume=rooms) as client:
+        await settle()
+        heard = Counter(event["channel"] for event in client.events)
+        assert heard == dict.fromkeys(rooms, 100)
+        await hub.publish("room:7", "said", 100)
+        assert [event["data"] for event in client.events if event["channel"] == "room:7"] == [*range(100)]
+        await settle()
+        assert client.events[-1]["data"] == 100
+        assert {message["type"] for message in client.messages} == {"welcome", "subscribed", "event"}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("history", [0, 100])
+async def test_one_turn_of_several_channels_makes_nobody_too_slow_who_reads(history):
+    hub = Hub()
+    hub.channel("room:{n:int}", public=True, history=history, slow="disconnect")
+    async with connect(hub, "/stream?" + "&".join(f"channel=room:{n}" for n in range(9))) as client:
+        for number in range(900):  # in one turn: the memory broadcaster never waits
+            await hub.publish(f"room:{number % 9}", "said", number)
+        await settle()
+        assert len(client.events) == 900
+
+
+@pytest.mark.anyio
+async def test_events_that_leave_a_session_out_do_not_make_it_too_slow():
+    hub = Hub()
+    hub.channel("room", public=True, slow="disconnect")
+    async with connect(hub, "/stream?channel=room") as client:
+        for number in range(900):
+            await hub.publish("room", "said", number, exclude=client.session)
+        await settle()
+        assert client.position("room").offset == 900
+
+
+@pytest.mark.anyio
+async def test_a_long_replay_ends_without_a_gap():
+    hub = Hub(history=10_000, history_channel_bytes=64 << 20)
+    hub.channel("room", public=True)
+    for number in range(5000):
+        await hub.publish("room", "said", number)
+    async with connect(hub, "/stream", resume={"room": Position("", 0)}) as client:
+        await settle()
+        await hub.publish("room", "said", 5000)
+        await settle()
+        assert [event["data"] for event in client.events] == list(range(5001))
+        assert "gap" not in {message["type"] for message in client.messages}
