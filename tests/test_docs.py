@@ -3,11 +3,12 @@
 import importlib.machinery
 import importlib.util
 import inspect
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from starlette.routing import Route, WebSocketRoute
@@ -108,6 +109,40 @@ def test_every_message_has_its_section(kind):
     assert re.search(rf"^### .*\b{name}\b", DOCS["protocol.md"], re.MULTILINE)
 
 
+# What a reader cannot bring about by typing.
+NEVER_SHOWN = {
+    "gap": "comes to who reads slowly",
+    "ping": "comes after 25 seconds",
+}
+
+
+def exchanges() -> list[tuple[str, dict[str, Any]]]:
+    """What the sessions of the protocol's page send and receive, which `test_readme.py` types: (`>` or `<`, message)."""
+    found: list[tuple[str, dict[str, Any]]] = []
+    for block in FENCED.finditer(DOCS["protocol.md"]):
+        for line in block["text"].splitlines() if block["language"] == "console" else ():
+            if line[:2] in {"> ", "< "}:
+                message = json.loads(line[2:])
+                found += [(line[0], one) for one in (message if isinstance(message, list) else [message])]
+    return found
+
+
+def test_every_request_is_shown_with_its_answer():
+    shown = exchanges()
+    for kind in get_args(messages.Request):
+        assert (">", kind.__struct_config__.tag) in {(side, one["type"]) for side, one in shown}, kind
+    for number, (side, asked) in enumerate(shown):
+        if side == ">" and "ref" in asked:
+            later = [one for side, one in shown[number:] if side == "<"]
+            assert any(one.get("ref") == asked["ref"] for one in later), asked
+
+
+def test_every_message_is_shown_unless_it_cannot_be():
+    heard = {one["type"] for side, one in exchanges() if side == "<"}
+    tags = {kind.__struct_config__.tag for kind in get_args(messages.Message)}
+    assert tags - heard == NEVER_SHOWN.keys()
+
+
 def test_every_close_code_is_in_the_table():
     codes = {ending.code for ending in vars(endings).values() if isinstance(ending, endings.Ending)}
     for code in codes:
@@ -150,7 +185,7 @@ def test_the_flags_for_uvicorn_are_those_of_serve():
 @pytest.mark.parametrize("page", PAGES)
 def test_settings_that_are_named_exist(page):
     known = {one.variable for one in settings.describe({})}
-    named = set(re.findall(r"ASGI_WS_[A-Z_]*[A-Z]", PAGES[page]))
+    named = set(re.findall(r"ASGI_WS_(?!TEST_)[A-Z_]*[A-Z]", PAGES[page]))
     assert {name.removesuffix("_FILE") for name in named} <= known
 
 
