@@ -4,7 +4,6 @@ The calls of a session run one at a time, in order. So do its publishes and its 
 the calls: a slow command does not hold up what somebody types.
 """
 
-import time
 from functools import partial
 from typing import Any
 
@@ -83,7 +82,7 @@ class Calls:
             channel=request.channel,
             event=request.event,
             data=data,
-            time=time.time(),
+            time=self._run.clock.time(),
             key=request.key,
             sender=self._session.user,
             binary=binary,

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from asgi_ws.answers import Ref, refuse
+from asgi_ws.clock import Timer
 from asgi_ws.errors import LimitExceeded, Timeout
 from asgi_ws.messages import Message
 from asgi_ws.run import Run
@@ -48,7 +49,7 @@ class Lane:
         self._waiting: list[Job] = []  # a list, for it is short, and mostly empty
         self._bytes = 0
         self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         self._expired = False
 
     def __repr__(self) -> str:
@@ -113,7 +114,7 @@ class Lane:
     # Time. A function may swallow its cancellation, so the answer does not wait for it.
 
     def _wait(self, then: Callable[[], None]) -> None:
-        self._timer = asyncio.get_running_loop().call_later(self._run.settings.command_timeout, then)
+        self._timer = self._run.clock.call_later(self._run.settings.command_timeout, then)
 
     def _timer_off(self) -> None:
         if self._timer is not None:

@@ -6,6 +6,7 @@ import logging
 import pytest
 
 from asgi_ws import Forbidden, Hub
+from asgi_ws.clock import MACHINE
 from asgi_ws.lanes import MAX_JOB_BYTES, MAX_JOBS, Job, Lane
 from asgi_ws.messages import Pong
 from asgi_ws.metrics import Metrics
@@ -36,6 +37,7 @@ class FakeRun:
     def __init__(self, seconds=10.0):
         self.metrics = Metrics()
         self.settings = Hub(command_timeout=seconds).settings
+        self.clock = MACHINE
 
 
 def make(seconds=10.0):

@@ -32,6 +32,7 @@ from asgi_ws.publication import Publication
 from asgi_ws.settings import Settings
 from asgi_ws.testing import connect, hub_time, settle
 from asgi_ws.testing.cable import Cable, scope_for
+from tests.adopted import AdoptedCable
 from tests.promise import Broken, Ledger, View, expect
 
 # The channels, by what is declared for them; a policy for the slow is one more line.
@@ -211,7 +212,7 @@ class Watcher:
         self.has_stalled = False
         offered = ["asgi-ws.v1.msgpack"] if binary else []
         scope = scope_for(f"/stream{query}", (("host", "test"),), offered)
-        self.cable = Cable(machine.hub, scope, self._received, lambda: None)
+        self.cable = machine.cable(machine.hub, scope, self._received)
 
     @property
     def open(self) -> bool:
@@ -357,6 +358,9 @@ class Promised(RuleBasedStateMachine):
     """The hub, on a broadcaster that a subclass may replace."""
 
     broadcaster: ClassVar[Any] = Recorded
+
+    def cable(self, app: Any, scope: Any, received: Any) -> Any:
+        return Cable(app, scope, received, lambda: None)
 
     def __init__(self) -> None:
         super().__init__()
@@ -645,6 +649,13 @@ class PromisedFromAfar(Promised):
     broadcaster = Remote
 
 
+class PromisedAtOnce(Promised):
+    """The same, over connections that the hub has adopted."""
+
+    def cable(self, app: Any, scope: Any, received: Any) -> Any:
+        return AdoptedCable(app, scope, received)
+
+
 QUICK = settings(
     max_examples=EXAMPLES,
     stateful_step_count=40,
@@ -659,7 +670,7 @@ QUICK = settings(
 )
 
 
-@pytest.mark.parametrize("machine", [Promised, PromisedFromAfar])
+@pytest.mark.parametrize("machine", [Promised, PromisedFromAfar, PromisedAtOnce])
 def test_every_view_is_in_order_and_complete_or_the_loss_was_said(machine):
     run_state_machine_as_test(machine, settings=QUICK)
 

@@ -215,6 +215,53 @@ async def test_a_refusal_is_raised_or_read(app):
             await client.unsubscribe("nowhere")
 
 
+@BOTH
+async def test_commands_are_called_and_events_published(hub, app, subprotocol):
+    @hub.command("double")
+    async def double(n: int) -> int:
+        return 2 * n
+
+    @hub.command("now")
+    async def now() -> str:
+        return "now"
+
+    @hub.channel("chat")
+    async def chat(session: Session) -> None:
+        pass
+
+    @chat.publish_right
+    async def may(session: Session, event: str) -> None:
+        if event != "said":
+            raise Forbidden("expected said")
+
+    async with connect(app, "/ws/stream?channel=chat", subprotocol=subprotocol) as client:
+        assert await client.call("double", {"n": 21}) == 42
+        assert await client.call("now") == "now"
+        with pytest.raises(Failed, match="bad_request"):
+            await client.call("double", {"n": "x"})
+        assert (await client.publish("chat", "said", "hi", key="a"))["offset"] == 1
+        assert (await client.publish("chat", "said", "hi", key="a"))["offset"] == 1
+        await client.assert_event("chat", "said", "hi")
+        with pytest.raises(Failed, match="forbidden"):
+            await client.publish("chat", "shouted", "hi")
+        await client.assert_nothing()
+
+
+async def test_a_command_that_takes_too_long_is_given_up_by_hand(hub, app):
+    @hub.command("wait")
+    async def wait() -> None:
+        await asyncio.Event().wait()
+
+    with hub_time(hub) as clock:
+        async with connect(app) as client:
+            asked = asyncio.create_task(client.call("wait"))
+            await clock.advance(9)
+            assert not asked.done()
+            await clock.advance(2)
+            with pytest.raises(Failed, match="timeout"):
+                await asked
+
+
 async def test_answers_find_their_requests_whatever_the_order(app):
     async with connect(app) as client:
         refs = [9, "eight", 7]

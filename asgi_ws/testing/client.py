@@ -168,6 +168,24 @@ class Client:
         """
         return await self._ask({"type": "unsubscribe", "channel": channel})
 
+    async def call(self, command: str, params: Any = None) -> Any:
+        """Call a command with an object of parameters, and return what it has returned.
+
+        Raises:
+            Failed: The answer is an error.
+        """
+        given = {} if params is None else {"params": params}
+        return (await self._ask({"type": "call", "command": command, **given}))["data"]
+
+    async def publish(self, channel: str, event: str, data: Any, *, key: str | None = None) -> Any:
+        """Publish as a client does; return the position, as an object or `None`.
+
+        Raises:
+            Failed: The answer is an error.
+        """
+        message = {"type": "publish", "channel": channel, "event": event, "data": data}
+        return (await self._ask(message if key is None else {**message, "key": key}))["data"]
+
     # Hearing.
 
     async def receive(self, *types: str, channel: str | None = None) -> Received:
