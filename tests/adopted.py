@@ -16,6 +16,7 @@ class AdoptedCable:
     def __init__(self, app: Any, scope: dict[str, Any], received: Callable[[Any], object]) -> None:
         self.ended: Closed | None = None
         self.paused = False
+        self.pings = False
         self._received = received
         self._owner: Any = None
         self._early: list[Any] = []

@@ -18,7 +18,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
-from asgi_ws import Forbidden, Hub, HubMiddleware, Identity, Position, Session, Unauthorized, testing
+from asgi_ws import Forbidden, Hub, HubMiddleware, Identity, Position, Session, Unauthorized, endings, testing
 from asgi_ws.testing import Client, Closed, Denied, Failed, connect, hub_time, running, settle
 
 pytestmark = pytest.mark.anyio
@@ -324,12 +324,14 @@ async def test_connecting_waits_for_channels_that_take_their_time(hub, app):
 async def test_a_refused_handshake_raises_its_code(hub, app):
     @hub.authenticate
     async def who(connection, token):
-        raise Unauthorized("expected a token")
+        if token is not None:
+            raise Unauthorized("expected another token")
 
-    with pytest.raises(Closed, match="the connection is closed: 4001 expected a token") as closed:
-        async with connect(app):
+    headers = {"authorization": "Bearer bad"}
+    with pytest.raises(Closed, match="the connection is closed: 4001 expected another token") as closed:
+        async with connect(app, headers=headers):
             pass
-    assert (closed.value.code, closed.value.reason) == (4001, "expected a token")
+    assert (closed.value.code, closed.value.reason) == (4001, "expected another token")
     with pytest.raises(Closed, match="4004"):
         async with connect(app, "/ws/elsewhere"):
             pass
@@ -577,7 +579,7 @@ async def test_authenticate_that_takes_too_long_is_given_up_by_hand(hub, app):
 
         task = asyncio.create_task(connecting())
         await clock.advance(11)
-        with pytest.raises(Closed, match="1013"):
+        with pytest.raises(Closed, match=str(endings.AUTH_TIMED_OUT.code)):
             await task
 
 
