@@ -404,7 +404,7 @@ class Promised(RuleBasedStateMachine):
     SLOT = st.integers(0, 4)
     CHANNEL = st.sampled_from([*ROOMS, "broadcast"])
     TURNS = st.sampled_from([None, None, 0, 1, 2, 3, 5, 8])
-    HOW = st.sampled_from(["fresh", "own", "own", "stale", "forged", "above", "kept"])
+    HOW = st.sampled_from(["fresh", "own", "own", "own", "own", "stale", "forged", "above", "kept"])
 
     @rule(
         slot=SLOT,
@@ -759,7 +759,7 @@ def test_a_broken_promise_is_noticed(broken, caplog):
         broadcaster = broken
 
     caplog.set_level(logging.CRITICAL, "asgi_ws")
-    found = settings(QUICK, max_examples=300, phases=[Phase.generate], database=None, print_blob=False)
+    found = settings(QUICK, max_examples=2000, phases=[Phase.generate], database=None, print_blob=False)
     with pytest.raises(BaseException) as raised:
         run_state_machine_as_test(Deceived, settings=found)
     assert broke(raised.value), raised.value
