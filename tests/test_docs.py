@@ -112,6 +112,7 @@ def test_every_message_has_its_section(kind):
 # What a reader cannot bring about by typing.
 NEVER_SHOWN = {
     "gap": "comes to who reads slowly",
+    "leave": "comes to who stays, when another has been gone for some seconds",
     "ping": "comes after 25 seconds",
 }
 
