@@ -8,11 +8,13 @@ from typing import Any
 import msgspec
 from starlette.requests import HTTPConnection
 
-from asgi_ws.codecs import encode_data
-from asgi_ws.errors import Unauthorized
+from asgi_ws.codecs import brief, encode_data
+from asgi_ws.errors import BadRequest, Unauthorized
+from asgi_ws.patterns import MAX_BYTES, check_channel
 
 # It is kept for every member of a channel, and a thousand of them may be in one answer.
 MAX_INFO_BYTES = 4096
+MAX_USER_BYTES = MAX_BYTES - len("user:")
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -49,7 +51,7 @@ async def identify(
     Raises:
         Unauthorized: The application refuses.
         TypeError: Its function returned something else than an `Identity`, or one that cannot be.
-        ValueError: The identity's `info` is over 4 KiB.
+        ValueError: The identity's user can name no channel, or its `info` is over 4 KiB.
     """
     if authenticate is None:
         return _authenticated_user(connection)
@@ -60,6 +62,11 @@ async def identify(
         raise TypeError(f"expected authenticate to return an Identity or None, got {type(identity).__name__}")
     if not isinstance(identity.user, str):
         raise TypeError(f"expected the user of an Identity to be a str, got {type(identity.user).__name__}")
+    if not _names_a_channel(identity.user):
+        raise ValueError(
+            f"expected the user of an Identity to be 1 to {MAX_USER_BYTES} bytes of UTF-8 without control "
+            f"characters, got {brief(identity.user)}"
+        )
     if not isinstance(identity.expires_at, float | int | None):
         got = type(identity.expires_at).__name__
         raise TypeError(f"expected the expires_at of an Identity in seconds since 1970, got {got}")
@@ -81,6 +88,15 @@ def find_token(connection: HTTPConnection, cookie: str | None, *, in_query: bool
     if token is None and in_query:
         token = connection.query_params.get("token") or None
     return token
+
+
+def _names_a_channel(user: str) -> bool:
+    """Whether there can be a channel `user:<id>`, which every session of a user has."""
+    try:
+        check_channel(f"user:{user}")
+    except BadRequest:
+        return False
+    return bool(user)
 
 
 def encode_info(identity: Identity) -> bytes:

@@ -1,6 +1,7 @@
 """The application's own functions: what they may ask for, checked when they are registered."""
 
 import asyncio
+import functools
 import inspect
 import types
 import typing
@@ -102,6 +103,8 @@ def is_session(hint: object) -> bool:
 
 def hints_of(function: Callable[..., Any], *, extras: bool = False) -> dict[str, Any]:
     """Return a function's annotations, as types where they can be had; `extras`: `Annotated` stays."""
+    while isinstance(function, functools.partial):
+        function = function.func
     try:
         return typing.get_type_hints(function, include_extras=extras)
     except NameError:  # an annotation that only a type checker can see

@@ -69,6 +69,14 @@ class TestTheApplicationsFunction:
         with pytest.raises(TypeError, match=f"an Identity or None, got {type(wrong).__name__}"):
             await identify(connection(), who, None)
 
+    @pytest.mark.parametrize("user", ["", "a\nb", "\ud800", "x" * 251, "é" * 126])
+    async def test_a_user_that_can_name_no_channel_is_refused_where_it_comes_from(self, user):
+        async def who(connection, token):
+            return Identity(user)
+
+        with pytest.raises(ValueError, match="expected the user of an Identity to be 1 to 250 bytes of UTF-8"):
+            await identify(connection(), who, None)
+
     async def test_a_user_that_is_no_text_is_refused_where_it_comes_from(self):
         async def who(connection, token):
             return Identity(7)

@@ -256,6 +256,18 @@ class TestRight:
         async with Client(hub) as client:
             assert (await client.subscribe("room"))["code"] == "internal"
 
+    async def test_a_partial_function_is_asked_like_any_other(self):
+        async def may(kind: str, who: Session, n: int) -> None:
+            if kind != "open":
+                raise Forbidden("closed")
+
+        hub = Hub()
+        hub.channel("open:{n:int}")(functools.partial(may, "open"))
+        hub.channel("closed:{n:int}")(functools.partial(may, "closed"))
+        async with hub, Client(hub) as client:
+            assert (await client.subscribe("open:1"))["type"] == "subscribed"
+            assert (await client.subscribe("closed:1"))["code"] == "forbidden"
+
     async def test_public_asks_nobody(self, hub):
         assert not hub.channel("orders", public=True).asks
         async with Client(hub) as client:
