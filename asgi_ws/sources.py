@@ -5,8 +5,8 @@ the grammar. What runs of it on a node is in `generators`.
 """
 
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from typing import Any, TypeVar, get_args
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, TypeVar, cast, get_args
 
 from starlette import convertors
 
@@ -19,7 +19,8 @@ from asgi_ws.session import Session
 
 WatchRight = Callable[..., Awaitable[None]]
 Right = TypeVar("Right", bound=WatchRight)
-Generate = Callable[..., AsyncGenerator[Any, None]]
+# An async generator function; who writes one says that it returns an AsyncIterator.
+Generate = Callable[..., AsyncIterator[Any]]
 
 _NEVER_QUERIES = {convertors.IntegerConvertor, convertors.FloatConvertor, convertors.UUIDConvertor}
 
@@ -59,7 +60,7 @@ class Source:
         place: str = "?",
     ) -> None:
         self.name = _check_name(name, place)
-        self.function = _check_function(name, function)
+        self.function = cast("Callable[..., AsyncGenerator[Any, None]]", _check_function(name, function))
         self.max_instances = _check_instances(max_instances)
         self.event = _check_event(name, event)
         self.slow: Slow = _check_slow(slow)
