@@ -827,7 +827,7 @@ class TestLoad:
                 await asyncio.sleep(0)
                 for n in range(chance.choice([1, 5, 1_000_000])):
                     yield n
-                    await asyncio.sleep(0.01)
+                    await asyncio.sleep(0.05)
                 if chance.random() < 0.1:
                     raise ValueError("now and then")
 
