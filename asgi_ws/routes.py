@@ -46,8 +46,9 @@ class Routes:
         self._hub = hub
         self._warned = False
         self._plain = Route("/stream", self._no_upgrade)  # what an endpoint answers without an upgrade, too
+        self._stream = _Stream(hub, hub.stream)
         routes = [
-            WebSocketRoute("/stream", _Stream(hub, hub.stream)),
+            WebSocketRoute("/stream", self._stream),
             self._plain,
             Route("/status", self._with_run(self._status)),
             Route("/stats", self._with_run(self._stats)),
@@ -66,7 +67,11 @@ class Routes:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, wherever the hub is mounted."""
         local = _local(scope)
-        found = self._hub.endpoints.find(_below(local))
+        path = _below(local)
+        if path == "/stream" and scope["type"] == "websocket":  # what most of them are for
+            await self._stream(local, receive, send)
+            return
+        found = self._hub.endpoints.find(path)
         if found is None:
             await self._router(local, receive, send)
             return

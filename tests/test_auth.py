@@ -74,7 +74,9 @@ class TestTheApplicationsFunction:
         async def who(connection, token):
             return Identity(user)
 
-        with pytest.raises(ValueError, match="expected the user of an Identity to be 1 to 250 bytes of UTF-8"):
+        with pytest.raises(
+            ValueError, match="expected the user of an Identity to be 1 to 250 bytes of UTF-8"
+        ):
             await identify(connection(), who, None)
 
     async def test_a_user_that_is_no_text_is_refused_where_it_comes_from(self):

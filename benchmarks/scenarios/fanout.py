@@ -1,5 +1,7 @@
 """One channel that all sessions have: a message a turn, a hundred, and more and more sessions."""
 
+import resource
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -9,6 +11,8 @@ from benchmarks.plan import Plan
 from benchmarks.scenario import Figure, Measure, Scenario, Variant
 from benchmarks.server import Server
 from benchmarks.stream import stream
+
+_SPARE = 500  # files for all else
 
 FIGURES = (
     Figure("cpu", "µs CPU/delivery", 2),
@@ -38,9 +42,18 @@ async def _stage(server: Server, plan: Plan, sessions: int, per_turn: int) -> As
 def _doubling(plan: Plan) -> tuple[Variant, ...]:
     sizes, size = [], plan.sessions
     while size <= plan.most_sessions:
-        sizes.append(Variant(size, f"{size:,} sessions"))
+        sizes.append(size)
         size *= 2
-    return tuple(sizes)
+    # All of them are up at once; where so many files are too many, the ends are what matters.
+    while len(sizes) > 2 and sum(sizes) > _files() - _SPARE:
+        del sizes[-2]
+    return tuple(Variant(size, f"{size:,} sessions") for size in sizes)
+
+
+def _files() -> int:
+    """How many files this process may have open, once it has asked for all it can."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return sys.maxsize if hard == resource.RLIM_INFINITY else hard
 
 
 FANOUT = Scenario("fanout", "all sessions hear one message per turn of the loop", fanout, FIGURES)
