@@ -58,7 +58,7 @@ def test_the_generated_parts_are_what_the_code_says():
 
 def test_check_names_the_page_that_differs_and_writing_puts_it_right(script, tmp_path, monkeypatch, capsys):
     pages = {path: path.read_text() for path in script.PAGES}
-    copies = [tmp_path / path.name for path in pages]
+    copies = [tmp_path / "-".join(path.relative_to(script.ROOT).parts) for path in pages]
     for copy, text in zip(copies, pages.values(), strict=True):
         copy.write_text(text.replace("already_subscribed", "subscribed_already"))
     monkeypatch.setattr(script, "PAGES", copies)
@@ -68,7 +68,7 @@ def test_check_names_the_page_that_differs_and_writing_puts_it_right(script, tmp
     assert script.main(check=True) == 1
     assert "protocol.md is not what the code says" in capsys.readouterr().err
     assert script.main(check=False) == 0
-    assert "| `already_subscribed` |" in (tmp_path / "protocol.md").read_text()
+    assert "| `already_subscribed` |" in (tmp_path / "docs-protocol.md").read_text()
     assert script.main(check=True) == 0
 
 
