@@ -14,6 +14,7 @@ from typing import Any
 
 from asgi_ws.channels import Channel
 from asgi_ws.eager import begin, finish
+from asgi_ws.handlers import within
 from asgi_ws.node import Join, Node
 from asgi_ws.router import Router
 from asgi_ws.session import Session
@@ -127,6 +128,8 @@ class CatchUp:
     ) -> bool:
         """Go on with one that lags; return whether nothing is lost for it."""
         assert subscription.position is not None
+        if not topic.lags(subscription):  # it has left before this task began
+            return True
         topic.hold(subscription)  # what is published while history is read
         stretch = await self._node.stretch(topic.channel, subscription.position, channel.retention)
         if not topic.lags(subscription):
@@ -155,7 +158,8 @@ class CatchUp:
             join, state = await self._state(session, subscription, channel, params, join)
         if topic.lags(subscription):
             session.tell(gap(topic.channel, join.position, data=state.data, binary=state.binary))
-            topic.admit(subscription, join.position, join.missed, more=join.more)
+            more = join.more or subscription.overrun
+            topic.admit(subscription, join.position, join.missed, more=more)
 
     async def _state(
         self,
@@ -166,10 +170,13 @@ class CatchUp:
         join: Join,
     ) -> tuple[Join, Carried]:
         await asyncio.sleep(0)  # from here on in a task: the application's function may need one
+
+        async def ask() -> tuple[Join, Carried]:
+            state = await take(session, channel, params, self._settings.max_event_bytes)
+            return await align(self._node, channel, subscription, join, state), state
+
         try:
-            async with self._node.pace.clock.timeout(self._settings.command_timeout):
-                state = await take(session, channel, params, self._settings.max_event_bytes)
-                return await align(self._node, channel, subscription, join, state), state
+            return await within(self._settings.command_timeout, ask(), self._node.pace.clock)
         except Exception:
             logger.exception("the snapshot of channel %r failed; its gap has none", subscription.channel)
             return join, Carried()

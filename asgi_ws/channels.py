@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterable, Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar, get_args, overload
 
-from asgi_ws.errors import BadRequest, NotRunning, SettingsError, Undeclared
+from asgi_ws.errors import BadRequest, Forbidden, NotRunning, SettingsError, Undeclared
 from asgi_ws.handlers import Handler
 from asgi_ws.patterns import Pattern, check_event
 from asgi_ws.publication import Position, Retention, Slow
@@ -117,7 +117,7 @@ class Channel:
     @property
     def asks(self) -> bool:
         """Whether the application is asked anything when a session subscribes."""
-        return self._right is not None or self._snapshot is not None
+        return self._right is not None or self._snapshot is not None or not self.public
 
     @property
     def has_snapshot(self) -> bool:
@@ -264,6 +264,8 @@ class Channel:
         """Ask whether a session may subscribe; whatever the application's function raises says no."""
         if self._right is not None:
             await self._right(session, params)
+        elif not self.public:  # declared while the hub runs: no start has refused it
+            raise Forbidden("expected a channel that may be subscribed to, got one that is closed")
 
 
 class BoundChannel:

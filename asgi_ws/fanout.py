@@ -88,7 +88,6 @@ class Fanout:
                 self._schedule()
                 return
         self._work = None
-        self._metrics.turns += 1
 
     def _deliver_dirty(self) -> Iterator[None]:
         while self._dirty:
@@ -98,6 +97,7 @@ class Fanout:
                 while topic.step(touched):
                     yield
             self._wake_touched()
+            self._metrics.turns += 1
 
     def _wake_touched(self) -> None:
         touched = tuple(self._touched)

@@ -270,7 +270,7 @@ class Hub(Router):
             BadRequest: A name is none.
             NotRunning: The hub was stopped.
         """
-        check_channel(channel)
+        channel = self.full_name(check_channel(channel))
         run = await self._lifecycle.current()
         return run.unsubscribe(channel, user)
 

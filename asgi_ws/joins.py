@@ -153,7 +153,16 @@ class Joins:
     # Subscribing: the checks at once, the application's function and the position when it is its turn.
 
     def _full_name(self, request: Subscribe | Unsubscribe) -> str:
+        self._check_source(request.channel)
         return self._run.router.full_name(request.channel)
+
+    def _check_source(self, channel: str) -> None:
+        """Refuse a source that its endpoint does not have, before anything is said of its parameters."""
+        source = self._run.router.find_source(channel)
+        if source is None or self._session.endpoint.lists("", source):
+            return
+        if channel.partition("?")[0] != (self._session.home or "").partition("?")[0]:
+            raise NotFound(f"expected a channel of this server, got {brief(channel)}")
 
     def _admissible(self, channel: str, request: Subscribe, vital: bool) -> _Join:
         check_channel(channel)
@@ -172,6 +181,7 @@ class Joins:
         return _Join(request, declared, params, kind(self._session, channel, declared.slow), vital)
 
     def _declared(self, channel: str) -> tuple[Channel | Source, dict[str, Any]]:
+        self._check_source(channel)
         found = self._run.router.find_any(channel)
         if found is None or not self._session.may_have(channel, found[0]):
             raise NotFound(f"expected a channel of this server, got {channel!r}")

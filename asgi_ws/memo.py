@@ -28,7 +28,7 @@ class Memo:
         packed = [scope.get(key) for key in _PACKED]
         packed[_HEADERS] = [tuple(header) for header in scope["headers"]]  # any iterables, says ASGI
         self._packed = _encode(packed)
-        self._kept = tuple(scope.get(key) or None for key in _KEPT)
+        self._kept = tuple(scope.get(key) for key in _KEPT)
 
     def __repr__(self) -> str:
         return f"<Memo {len(self._packed)} bytes>"  # what it has may be a secret

@@ -90,7 +90,8 @@ class Node:
     async def give_way(self) -> None:
         """End the turn, and let the writers have theirs."""
         self.fanout.flush()
-        await self.pace.keep(lambda: self.fanout.busy)
+        turn = self.metrics.turns
+        await self.pace.keep(lambda: self.fanout.busy and self.metrics.turns < turn + 2)
 
     def deliver(self, publication: Publication) -> None:
         self.metrics.broadcaster_received += 1

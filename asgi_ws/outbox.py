@@ -118,11 +118,14 @@ class Outbox:
         An empty outbox takes any batch, and all others of that turn: what is published in one turn, in
         however many channels, must not depend on the bounds.
         """
-        whole = turn == self.turn and batch.events and not batch.alone
+        whole = turn == self.turn and batch.events and not (batch.alone and self._has(batch))
         if not whole and not self.fits(batch):
             return False
         self.force(batch)
         return True
+
+    def _has(self, batch: Batch) -> bool:
+        return any(other.channel == batch.channel for other in self.batches)
 
     def force(self, batch: Batch) -> None:
         """Take a batch whatever the bounds."""
@@ -271,15 +274,18 @@ class Pace:
             self._keeping -= 1
             if not self._keeping:
                 self._opened.set()
+        await asyncio.sleep(0)  # who has waited goes first: the caller's next turn may be full at once
 
     async def _until_quiet(self) -> None:
         began, idle, rest = self.clock.monotonic(), 0.0, 0.0
+        # A loop that is never idle is no reason to wait for ever.
+        end = began + 2 * self.limit
         while self._behind:
             idled = await self._moment()
             idle, rest = idle + idled, rest + idled
             if any(writer.progress > began for writer in self._behind):
                 began, rest = self.clock.monotonic(), 0.0
-            if rest >= self.patience or idle >= self.limit:
+            if rest >= self.patience or idle >= self.limit or self.clock.monotonic() >= end:
                 self._lagging |= self._behind
                 self._behind.clear()
 

@@ -194,16 +194,13 @@ class Router:
             self._declare(entry.value)
         for command in router.commands.values():
             self._declare_command(command)
+        for source in router.sources.values():
+            self._declare_source(source)
         for endpoint in router.endpoints:
             self._serve(endpoint)
         self._hook(router.hooks)
         if router.authenticator is not None:
-            if self.authenticator is not None:
-                got = f"{name_of(self.authenticator)} and {name_of(router.authenticator)}"
-                raise ValueError(f"expected one authenticate function, got {got}")
             self._authenticate(router.authenticator)
-        for source in router.sources.values():
-            self._declare_source(source)
         router._parent = self
 
     def _ancestors(self) -> "Iterator[Router]":
@@ -263,9 +260,12 @@ class Router:
             self._parent._hook(hooks)
 
     def _authenticate(self, function: Authenticate) -> None:
-        self.authenticator = function
-        if self._parent is not None:
-            self._parent._authenticate(function)
+        for router in self._ancestors():
+            if router.authenticator is not None:
+                got = f"{name_of(router.authenticator)} and {name_of(function)}"
+                raise ValueError(f"expected one authenticate function, got {got}")
+        for router in self._ancestors():
+            router.authenticator = function
 
     def _declare_source(self, source: Source) -> None:
         for entry in self.channels:

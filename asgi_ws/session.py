@@ -174,7 +174,9 @@ class Session:
         text, binary = encode_data(data, self._settings.max_event_bytes)
         event = check_event(event)
         publication = Publication(channel="", event=event, data=text, time=self.clock.time(), binary=binary)
-        self.deliver(self._single(self.codec.event(publication)))
+        batch = self._single(self.codec.event(publication))
+        if not self.deliver(batch):
+            self.give_up(batch)
 
     async def close(self, code: int = endings.DISCONNECTED.code, reason: str = "") -> None:
         """End the session; the client is told whether to reconnect by the range of the code.

@@ -190,8 +190,11 @@ class Topic:
         """Take a subscription out; no event follows for it."""
         self.flush()
         self.joining.discard(subscription)
-        self.live.get(subscription.subscriber.codec, {}).pop(subscription.subscriber, None)
-        self._catch_up(subscription)
+        live = self.live.get(subscription.subscriber.codec, {})
+        if live.get(subscription.subscriber) is subscription:
+            del live[subscription.subscriber]
+        if self.lags(subscription):
+            self._catch_up(subscription)
         if not len(self):
             self._last = None  # what comes until somebody listens again is nobody's gap
 
@@ -259,11 +262,11 @@ class Topic:
         for _ in self._delivery:
             return True
         self._delivery = None
-        return bool(self.turn)
+        return False
 
     def flush(self) -> None:
         """Deliver all of it now: who listens is about to change."""
-        while self.step():
+        while self.step() or self.turn:
             pass
 
     def tell(self, encode: Callable[[Codec], Sequence[bytes]]) -> Iterator[Collection[Subscriber]]:

@@ -620,7 +620,10 @@ def _is_pong(item: Any, module: Any) -> bool:
     try:
         value = module.decode(item)
         if module is msgspec.json:  # of a type that is there twice the server takes the first
-            value = json.loads(bytes(item), object_pairs_hook=lambda pairs: dict(reversed(pairs)))
+            value = json.loads(
+                item if isinstance(item, str) else bytes(item),
+                object_pairs_hook=lambda pairs: dict(reversed(pairs)),
+            )
     except (msgspec.MsgspecError, ValueError, RecursionError, TypeError):
         return False
     if not isinstance(value, dict) or value.get("type") != "pong":

@@ -106,7 +106,7 @@ class MemoryBroadcaster(Broadcaster):
         if publication.key is None:
             return self._publish(publication, retention)
         self._expire_keys()
-        place = (publication.channel, publication.key)
+        place = (publication.channel, publication.sender, publication.key)
         if place in self._keys:
             return self._keys[place][1]
         position = self._publish(publication, retention)
@@ -117,14 +117,14 @@ class MemoryBroadcaster(Broadcaster):
 
     async def position(self, channel: str) -> Position | None:
         log = self._logs.get(channel)
-        return Position(self._epoch, 0) if log is None else log.position
+        return Position(self._epoch_of(channel), 0) if log is None else log.position
 
     async def history(
         self, channel: str, after: Position | None, retention: Retention, limit: int | None
     ) -> History:
         log = self._logs.get(channel)
         if log is None:
-            top = Position(self._epoch, 0)
+            top = Position(self._epoch_of(channel), 0)
             return History(top, (), complete=after is None or after == top)
         self._expire(log, retention)
         if after is not None and not (after.epoch == log.epoch and log.floor <= after.offset <= log.offset):
@@ -166,7 +166,7 @@ class MemoryBroadcaster(Broadcaster):
     def _touch(self, channel: str) -> Log:
         log = self._logs.get(channel)
         if log is None:
-            log = self._logs[channel] = Log(channel, self._epoch)
+            log = self._logs[channel] = Log(channel, self._epoch_of(channel))
             self._size += LOG_BYTES
         self._logs.move_to_end(channel)
         return log
@@ -207,7 +207,11 @@ class MemoryBroadcaster(Broadcaster):
         log.kept.clear()
         log.size = 0
         # Whoever comes back with this channel's old position must not find it valid again.
-        self._epoch = _new_epoch()
+        self._epochs[hash(log.channel) % len(self._epochs)] = _new_epoch()
+
+    def _epoch_of(self, channel: str) -> str:
+        """That of a channel of which nothing is known: only a 4096th of them shares it with one forgotten."""
+        return self._epochs[hash(channel) % len(self._epochs)]
 
     def _expire_keys(self) -> None:
         now = self.clock()
@@ -215,10 +219,10 @@ class MemoryBroadcaster(Broadcaster):
             self._keys.popitem(last=False)
 
     def _forget_all(self) -> None:
-        self._epoch = _new_epoch()
+        self._epochs = [_new_epoch()] * 4096
         self._logs: OrderedDict[str, Log] = OrderedDict()
         self._oldest: list[tuple[float, int, Log]] = []
-        self._keys: OrderedDict[tuple[str, str], tuple[float, Position | None]] = OrderedDict()
+        self._keys: OrderedDict[tuple[str, str | None, str], tuple[float, Position | None]] = OrderedDict()
         self._members = Members()
         self._size = 0
 

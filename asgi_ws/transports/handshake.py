@@ -136,6 +136,12 @@ def _check_identity(identity: Identity | None, settings: Settings, token: str | 
         raise Unauthorized("expected a token, got none" if token is None else "expected a user's token")
 
 
+def _check_expiry(identity: Identity | None, run: Run) -> None:
+    expires_at = None if identity is None else identity.expires_at
+    if expires_at is not None and expires_at <= run.clock.time():
+        raise Unauthorized("expected a token that has not expired")
+
+
 async def _identify(connection: HTTPConnection, run: Run, endpoint: Endpoint) -> tuple[Identity | None, bool]:
     """Return who is connecting, and whether that is still to be said."""
     settings, authenticate = run.settings, run.authenticator(endpoint)
@@ -149,6 +155,7 @@ async def _identify(connection: HTTPConnection, run: Run, endpoint: Endpoint) ->
                 settings.auth_timeout, identify(connection, authenticate, token), run.clock
             )
         _check_identity(identity, settings, token)
+        _check_expiry(identity, run)
     except Timeout as error:
         raise Refused(endings.AUTH_TIMED_OUT, "timeout") from error
     except Unauthorized as error:

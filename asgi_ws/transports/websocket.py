@@ -15,7 +15,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import Message, Receive, Scope, Send
 
 from asgi_ws import endings
-from asgi_ws.eager import Rest, begin
+from asgi_ws.eager import Failed, Rest, begin
 from asgi_ws.endings import Ending
 from asgi_ws.endpoints import Endpoint
 from asgi_ws.outbox import Batch
@@ -71,7 +71,12 @@ class WebSocketLink:
             return False
         try:
             message = {"type": "websocket.send", batch.codec.kind: batch.messages[0]}
-            rest = begin(self._send(message), self._context)
+            try:
+                sending = self._send(message)
+            except Exception as error:  # no coroutine function: some middleware's own callable
+                rest: Rest | None = Failed(error)
+            else:
+                rest = begin(sending, self._context)
         finally:
             leave_task(loop, writer)
         if rest is None:
