@@ -45,7 +45,7 @@ class Served:
         return httpx2.get(self.http + path, timeout=DEADLINE, **options)
 
     def post(self, path: str, **options: Any) -> httpx2.Response:
-        return httpx2.post(self.http + path, timeout=DEADLINE, **options)
+        return httpx2.post(self.http + path, **({"timeout": DEADLINE} | options))
 
 
 @contextlib.contextmanager

@@ -233,19 +233,21 @@ class Crowd:
         """Arrive, be killed for a while under load, and hear all; return how much each room has had."""
         try:
             return await self._run(served)
-        finally:
+        finally:  # a loop that is closed with connections open does not end
+            self.over = True
+            await asyncio.sleep(0.4)  # who is about to come back has come
             for client in self.clients:
                 if client.line is not None:
                     client.line.abort()
-            await asyncio.sleep(0.1)  # a loop that is closed with connections open does not end
+            await asyncio.sleep(0.2)
 
     async def _run(self, served: Served) -> list[int]:
         for client in self.clients:
             client.connect()
         await self._until(lambda: all(client.joined for client in self.clients), "to arrive")
-        await asyncio.to_thread(served.post, f"/go?rate={RATE}")
+        await asyncio.to_thread(served.post, f"/go?rate={RATE}", timeout=PATIENCE)
         await self._kill(until=time.monotonic() + SECONDS)
-        published: list[int] = (await asyncio.to_thread(served.post, "/halt")).json()
+        published: list[int] = (await asyncio.to_thread(served.post, "/halt", timeout=PATIENCE)).json()
         await self._until(
             lambda: all(c.joined and c.offset == published[c.number] for c in self.clients), "to hear all"
         )
